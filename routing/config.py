@@ -1,0 +1,147 @@
+"""`routes.yaml` as frozen data: the tasks, who may answer them, where the models are and what a request may weigh.
+
+Read once by each worker, never in the request path. It checks itself against the catalog; it starts nothing.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from serving.catalog import Catalog, ConfigError, Document, Model, nearest
+
+SHIPPED = Path(__file__).parent / "routes.yaml"
+_MIB = 1 << 20
+
+
+class Candidate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A model that may answer a task, and its share of the traffic relative to the task's other candidates."""
+
+    model: str
+    weight: float = 1.0
+
+
+class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A kind of work with a name. `examples` are what callers write; they teach `auto` to recognise it."""
+
+    name: str
+    description: str = ""
+    examples: tuple[str, ...] = ()
+    candidates: tuple[Candidate, ...]
+    fallbacks: tuple[str, ...] = ()
+
+
+class Cell(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One Ray cluster, by the address of its Serve proxy. A model answers at `<url>/models/<name>`."""
+
+    name: str
+    url: str
+
+
+class Auto(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """When `model: auto` may decide by itself: held-out precision and coverage that each task must reach, both 0 to 1.
+
+    `confidence` is the share of right answers that calibration keeps per task: the higher, the fewer abstentions.
+    """
+
+    min_precision: float = 0.9
+    min_coverage: float = 0.5
+    confidence: float = 0.95
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What one request may weigh and how long each part of it may take."""
+
+    body_bytes: int = 16 * _MIB
+    header_bytes: int = 32 * 1024
+    json_depth: int = 64
+    answer_bytes: int = 64 * _MIB
+    connections_per_worker: int = 4096
+    header_timeout_s: float = 15.0
+    body_timeout_s: float = 60.0
+    connect_timeout_s: float = 3.0
+    first_byte_timeout_s: float = 600.0
+    idle_timeout_s: float = 120.0
+    total_timeout_s: float = 3600.0
+
+
+class Routes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The whole file. `default_task` takes what `auto` is not sure about."""
+
+    default_task: str
+    tasks: tuple[Task, ...]
+    cells: tuple[Cell, ...] = (Cell(name="local", url="http://127.0.0.1:8100"),)
+    auto: Auto = Auto()
+    limits: Limits = Limits()
+    media_domains: tuple[str, ...] = ()
+
+
+class Site(NamedTuple):
+    """What the router knows of the house: its routes and the models they name, each with what it serves."""
+
+    routes: Routes
+    tasks: dict[str, Task]
+    models: dict[str, Model]
+
+    def serves(self, name: str) -> bool:
+        """Whether a model or adapter of that name is hosted."""
+        return name in self.models
+
+
+def read_site(routes_path: Path, catalog: Catalog) -> Site:
+    """Reads `routes.yaml` against the catalog. Raises `ConfigError` naming the line."""
+    document = Document(routes_path)
+    routes = document.read(Routes)
+    models = {name: model for model in catalog.models for name in (model.name, *(a.name for a in model.adapters))}
+    tasks: dict[str, Task] = {}
+    for i, task in enumerate(routes.tasks):
+        if task.name in tasks or task.name == "auto" or "/" in task.name or not task.name:
+            raise document.error(f"$.tasks[{i}].name", f"`{task.name}` can't name a task: it is taken, empty, `auto` or has a slash")
+        tasks[task.name] = task
+        _check_task(document, i, task, models)
+    if routes.default_task not in tasks:
+        raise document.error("$.default_task", f"no task `{routes.default_task}`{nearest(routes.default_task, tasks)}")
+    _check_cells(document, routes)
+    _check_numbers(document, routes)
+    return Site(routes, tasks, models)
+
+
+def _check_task(document: Document, i: int, task: Task, models: dict[str, Model]) -> None:
+    at = f"$.tasks[{i}]"
+    if not task.candidates:
+        raise document.error(f"{at}.candidates", f"task `{task.name}` has no candidates; name at least one model")
+    if not any(candidate.weight > 0 for candidate in task.candidates) or any(candidate.weight < 0 for candidate in task.candidates):
+        raise document.error(f"{at}.candidates", "weights must not be negative, and one of them must be above 0")
+    named = [(f"{at}.candidates[{j}].model", c.model) for j, c in enumerate(task.candidates)]
+    named += [(f"{at}.fallbacks[{j}]", name) for j, name in enumerate(task.fallbacks)]
+    for where, name in named:
+        if name not in models:
+            raise document.error(where, f"no model `{name}` in the catalog{nearest(name, models)}")
+    if any(not example.strip() for example in task.examples):
+        raise document.error(f"{at}.examples", "an example is empty; write what a caller would")
+
+
+def _check_cells(document: Document, routes: Routes) -> None:
+    if not routes.cells:
+        raise document.error("$.cells", "no cells; name the address of at least one Serve proxy")
+    for i, cell in enumerate(routes.cells):
+        if not cell.url.startswith(("http://", "https://")):
+            raise document.error(f"$.cells[{i}].url", f"`{cell.url}` is not an http:// or https:// address")
+
+
+def _check_numbers(document: Document, routes: Routes) -> None:
+    for key in Limits.__struct_fields__:
+        if getattr(routes.limits, key) <= 0:
+            raise document.error(f"$.limits.{key}", f"`{key}` must be above 0")
+    for key in Auto.__struct_fields__:
+        if not 0 <= getattr(routes.auto, key) <= 1:
+            raise document.error(f"$.auto.{key}", f"`{key}` is a share between 0 and 1")
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of `routes.yaml`, for editors."""
+    schema = msgspec.json.schema(Routes)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "inhouse routes.yaml", **schema}
+
+
+__all__ = ["SHIPPED", "Auto", "Candidate", "Cell", "ConfigError", "Limits", "Routes", "Site", "Task", "json_schema", "read_site"]

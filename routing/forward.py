@@ -1,0 +1,178 @@
+"""The one door out: a request goes to a model here and nowhere else, attempt by attempt, and its answer comes back.
+
+Falls back to the next target only while the caller has seen nothing. What a stream looks like on the way is `stream`'s business,
+sockets are `upstream`'s.
+"""
+
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import NamedTuple
+
+from routing.choose import Target
+from routing.config import Limits
+from routing.errors import BadAnswer, Refusal, TooMany, TooSlow, Unavailable
+from routing.ledger import Ledger, Row
+from routing.request import Asked
+from routing.stream import Tee, Tokens, tokens_of
+from routing.upstream import Answer, Pool, Timeouts, UpstreamError
+
+log = logging.getLogger("inhouse.forward")
+_TRY_NEXT = frozenset((429, 500, 502, 503, 504))
+_MOST_ATTEMPTS = 4
+_CLIENT_LEFT = 499  # nginx's word for it; callers never see it
+_PASSED_ON = (b"accept", b"traceparent", b"tracestate", b"anthropic-version", b"anthropic-beta", b"openai-beta")
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class Reply(NamedTuple):
+    """What the caller gets: a whole body, or a stream that must be closed by whoever reads it."""
+
+    status: int
+    headers: Headers
+    body: bytes | AsyncIterator[bytes]
+
+
+class Decided(NamedTuple):
+    """A request on its way: who asked, what was decided and since when (Unix seconds, and monotonic for durations)."""
+
+    asked: Asked
+    request_id: str
+    key_id: str
+    caller: str
+    task: str
+    why: str
+    at: float
+    started: float
+    headers: Headers
+
+    def row(self, attempt: int, model: str, status: int, *, error: str = "", tokens: Tokens = Tokens(), exact: bool = True,  # noqa: B008, PLR0913 (a frozen value; the ledger's columns)
+            first_byte: float | None = None) -> Row:  # fmt: skip
+        """The ledger's row for one attempt that ends now."""
+        ttft_ms = None if first_byte is None else (first_byte - self.started) * 1e3
+        return Row(self.at, self.request_id, attempt, self.key_id, self.caller, self.asked.endpoint.path, self.task, model, self.why,
+                   status, error, tokens.prompt, tokens.completion, exact, ttft_ms, (time.monotonic() - self.started) * 1e3)  # fmt: skip
+
+
+class Door:
+    """Sends requests to targets with one worker's connections, and writes every attempt into the ledger."""
+
+    def __init__(self, pool: Pool, ledger: Ledger, limits: Limits) -> None:
+        self._pool = pool
+        self._ledger = ledger
+        self._answer_bytes = limits.answer_bytes
+        self._timeouts = Timeouts(limits.connect_timeout_s, limits.first_byte_timeout_s, limits.idle_timeout_s, limits.total_timeout_s)
+
+    async def forward(self, decided: Decided, targets: Sequence[Target]) -> Reply:
+        """The answer of the first target that gives one. Raises a `Refusal` where none does."""
+        refusal: Refusal = Unavailable("no model that may answer this is configured; ask the administrator")
+        for attempt, target in enumerate(targets[:_MOST_ATTEMPTS], 1):
+            try:
+                return await self._attempt(decided, target, attempt)
+            except UpstreamError as error:
+                refusal = _refusal(target.model, error.kind)
+                status = refusal.status
+                self._ledger.append(decided.row(attempt, target.model, status, error=error.kind))
+                if error.kind in ("deadline", "answer_too_large"):
+                    break
+            except BaseException:
+                self._ledger.append(decided.row(attempt, target.model, _CLIENT_LEFT, error="client_left"))
+                raise
+            target.rest()
+            log.warning("%s: %s in cell %s: %s", decided.request_id, target.model, target.cell, refusal.code)
+        raise refusal
+
+    async def _attempt(self, decided: Decided, target: Target, attempt: int) -> Reply:
+        answer = await self._pool.send(target.origin, _request(decided, target), self._timeouts)
+        try:
+            if answer.status in _TRY_NEXT:
+                raise UpstreamError("busy" if answer.status == 429 else f"status_{answer.status}", sent=True)
+            is_stream = any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in answer.headers)
+            if is_stream:
+                first = await answer.chunk()
+            else:
+                body = await answer.body(self._answer_bytes)
+        except BaseException:
+            answer.release()
+            raise
+        target.recovered()
+        headers = _reply_headers(decided, target, answer)
+        if is_stream:
+            return Reply(answer.status, headers, self._relay(decided, target, attempt, answer, first))
+        answer.release()
+        self._ledger.append(decided.row(attempt, target.model, answer.status, tokens=tokens_of(body), first_byte=time.monotonic(),
+                                        error="" if answer.status < 400 else "refused_by_model"))  # fmt: skip
+        return Reply(answer.status, headers, body)
+
+    async def _relay(self, decided: Decided, target: Target, attempt: int, answer: Answer, first: bytes) -> AsyncIterator[bytes]:
+        """The stream's bytes. Ends with an error event where the model's stream was cut; the ledger gets what was really seen."""
+        asked = decided.asked
+        tee = Tee(asked.endpoint.dialect, strip_usage=asked.endpoint.usage_on_request and not asked.wants_usage)
+        first_byte = time.monotonic()
+        status, error = _CLIENT_LEFT, "client_left"
+        try:
+            data = first
+            while data:
+                if out := tee.feed(data):
+                    yield out
+                data = await answer.chunk()
+            if rest := tee.rest():
+                yield rest
+            status, error = answer.status, ""
+            if not tee.ended:
+                status, error = 502, "upstream_truncated"
+                yield tee.cut(_refusal(target.model, error))
+        except UpstreamError as cut:
+            refusal = _refusal(target.model, cut.kind)
+            status, error = refusal.status, cut.kind
+            yield tee.cut(refusal)
+        finally:
+            answer.release()
+            if status >= 500:
+                target.rest()
+            tokens = tee.tokens if tee.tokens.completion is not None else Tokens(tee.tokens.prompt, tee.events)
+            self._ledger.append(decided.row(attempt, target.model, status, error=error, tokens=tokens, first_byte=first_byte,
+                                            exact=tee.tokens.completion is not None))  # fmt: skip
+
+
+def _request(decided: Decided, target: Target) -> bytes:
+    """The request's bytes: our own head, built anew, so that no header of the caller's slips through that is not on the list."""
+    asked = decided.asked
+    body = asked.for_model(target.model)
+    passed = b""
+    content_type = b"application/json"
+    for name, value in decided.headers:
+        if name in _PASSED_ON:
+            passed += b"%b: %b\r\n" % (name, value)
+        elif name == b"content-type" and asked.endpoint.form:
+            content_type = value
+    return b"POST %b%b HTTP/1.1\r\nhost: %b\r\ncontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n%b\r\n%b" % (
+        target.origin.prefix.encode(), asked.endpoint.path.encode(), target.origin.host.encode(), content_type, len(body),
+        os.urandom(12).hex().encode(), passed, body)  # fmt: skip
+    # The engine's id is ours, not the caller's: engines refuse an id that is in flight already.
+
+
+def _reply_headers(decided: Decided, target: Target, answer: Answer) -> Headers:
+    content_type = next((value for name, value in answer.headers if name == b"content-type"), b"application/json")
+    return [
+        (b"content-type", content_type),
+        (b"x-request-id", decided.request_id.encode()),
+        (b"inhouse-task", decided.task.encode()),
+        (b"inhouse-model", target.model.encode()),
+        (b"inhouse-why", decided.why.encode()),
+    ]
+
+
+def _refusal(model: str, kind: str) -> Refusal:
+    """What an upstream's failure is to the caller, who learns which model failed and how, but no address."""
+    if kind == "busy":
+        return TooMany(f"`{model}` has as many requests as it takes; try again shortly", retry_after_s=1)
+    if kind in ("connect_failed", "connect_timeout", "status_503", "tls_error"):
+        return Unavailable(f"`{model}` is not answering at the moment; try again shortly", retry_after_s=5)
+    if kind in ("first_byte_timeout", "idle_timeout", "deadline", "status_504"):
+        return TooSlow(f"`{model}` did not answer in time ({kind}); try again, or ask for less", code=kind)
+    if kind == "answer_too_large":
+        return BadAnswer(f"the answer of `{model}` is larger than this router relays; ask for less, or stream it", code=kind)
+    return BadAnswer(f"`{model}` stopped before its answer was complete ({kind}); try again", retry_after_s=1)

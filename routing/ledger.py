@@ -1,0 +1,91 @@
+"""One row for every attempt, written off the request path: a request appends to a list, a thread commits it every 50 ms.
+
+Nothing is lost when the worker is asked to stop; a crash loses at most what the last 50 ms brought. Prompts and answers are never in it.
+"""
+
+import logging
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from sqlalchemy import Engine, insert
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.exc import SQLAlchemyError
+
+from routing.store import LEDGER
+
+log = logging.getLogger("inhouse.ledger")
+_EVERY_S = 0.05
+_HELD_ROWS = 100_000  # about 40 MB: what is kept while the disk refuses, before the oldest rows are given up
+
+
+class Row(NamedTuple):
+    """One attempt; the columns of the ledger in their order."""
+
+    at: float
+    request_id: str
+    attempt: int
+    key_id: str
+    caller: str
+    endpoint: str
+    task: str
+    model: str
+    why: str
+    status: int
+    error: str
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    exact: bool
+    ttft_ms: float | None
+    total_ms: float
+
+
+_INSERT = str(insert(LEDGER).values({name: None for name in Row._fields}).compile(dialect=sqlite.dialect()))
+
+
+class Ledger:
+    """Takes rows from the request path and writes them. `also` is called with each written batch, off the request path too."""
+
+    def __init__(self, engine: Engine, also: Callable[[Sequence[Row]], None] = lambda rows: None) -> None:
+        self._engine = engine
+        self._also = also
+        self._rows: list[Row] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
+        self._thread.start()
+        self.append = self._rows.append
+        self.failing = False
+
+    def close(self) -> None:
+        """Writes what is left and stops. Raises nothing; what could not be written is named in the log by its count."""
+        self._stop.set()
+        self._thread.join(timeout=15)
+        if self._rows:
+            log.error("ledger: %d rows could not be written", len(self._rows))
+
+    def _run(self) -> None:
+        while not self._stop.wait(_EVERY_S):
+            self._flush()
+        self._flush()
+
+    def _flush(self) -> None:
+        n = len(self._rows)
+        if not n:
+            return
+        rows = self._rows[:n]
+        try:
+            with self._engine.begin() as connection:
+                connection.exec_driver_sql(_INSERT, rows)
+        except (SQLAlchemyError, sqlite3.Error) as error:
+            if not self.failing:
+                log.error("ledger: cannot write (%s); rows are kept and tried again", type(error).__name__)
+            self.failing = True
+            if n > _HELD_ROWS:
+                del self._rows[: n - _HELD_ROWS]
+            return
+        del self._rows[:n]  # in place: `append` is bound to this list, and appending is atomic under the interpreter's lock
+        if self.failing:
+            log.warning("ledger: writing again")
+        self.failing = False
+        self._also(rows)

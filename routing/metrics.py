@@ -1,0 +1,52 @@
+"""Prometheus metrics of all workers together, fed from ledger rows off the request path. Labels are names from the configuration only.
+
+prometheus_client shares them between processes through files, in the folder that PROMETHEUS_MULTIPROC_DIR names (set by `server`).
+"""
+
+from collections import Counter as Tally
+from collections.abc import Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from routing.ledger import Row
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+
+class Metrics:
+    """The router's metrics in one worker."""
+
+    def __init__(self) -> None:
+        nowhere = CollectorRegistry()  # what is scraped comes from the shared files
+        self._attempts = Counter("inhouse_attempts", "Attempts to answer, refused ones included", ["task", "model", "status"], registry=nowhere)
+        self._tokens = Counter("inhouse_tokens", "Tokens read and written by models", ["model", "kind"], registry=nowhere)
+        self._total = Histogram("inhouse_request_seconds", "From arrival to the answer's last byte", ["task", "model"], buckets=_SECONDS, registry=nowhere)
+        self._ttft = Histogram("inhouse_ttft_seconds", "From arrival to the answer's first byte", ["task", "model"], buckets=_SECONDS, registry=nowhere)
+        self.in_flight = Gauge("inhouse_in_flight", "Requests being answered", registry=nowhere, multiprocess_mode="livesum")
+        self.ready = Gauge("inhouse_model_ready", "Whether a model answers its health check", ["model", "cell"], registry=nowhere,
+                           multiprocess_mode="livemin")  # fmt: skip
+
+    def observe(self, rows: Sequence[Row]) -> None:
+        """Counts a batch of ledger rows."""
+        attempts = Tally((row.task, row.model, row.status) for row in rows)
+        for (task, model, status), n in attempts.items():
+            self._attempts.labels(task, model, status).inc(n)
+        tokens: Tally[tuple[str, str]] = Tally()
+        for row in rows:
+            tokens[row.model, "prompt"] += row.prompt_tokens or 0
+            tokens[row.model, "completion"] += row.completion_tokens or 0
+            if row.status < 400:
+                self._total.labels(row.task, row.model).observe(row.total_ms / 1e3)
+                if row.ttft_ms is not None:
+                    self._ttft.labels(row.task, row.model).observe(row.ttft_ms / 1e3)
+        for (model, kind), n in tokens.items():
+            if n:
+                self._tokens.labels(model, kind).inc(n)
+
+
+def exposition() -> bytes:
+    """All workers' metrics in Prometheus' text format."""
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return generate_latest(registry)

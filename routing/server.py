@@ -1,0 +1,332 @@
+"""The router's process: granian's HTTP/1.1 server in front, an ASGI application that turns its events into `router`'s data behind.
+
+Granian was chosen by measurement: of the maintained servers it cost least CPU per request and it bounds header size and time, which
+uvicorn does not. Its ASGI interface, not the faster RSGI: RSGI's stream queues without bound when a caller reads slowly (2.8: an
+unbounded channel), ASGI's holds four chunks and then waits.
+"""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from routing import router
+from routing.choose import Fleet, Target
+from routing.config import SHIPPED, Limits, Routes, Site, read_site
+from routing.errors import HeadersTooLarge, Refusal, TooLarge, TooSlowToSend
+from routing.forward import Door, Headers, Reply
+from routing.keys import KeyRing
+from routing.ledger import Ledger
+from routing.router import House, Request
+from routing.store import open_store
+from routing.tasks import Classifier, load_or_train
+from routing.upstream import Origin, Pool, Timeouts, UpstreamError
+from serving.catalog import SHIPPED as SHIPPED_MODELS
+from serving.catalog import read_catalog
+
+log = logging.getLogger("inhouse.router")
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+_TICK_S = 0.25
+_WATCH_AFTER_S = 0.2  # quick answers need no watch for the caller leaving; slower ones get it at the next tick
+_HEALTH_EVERY_S = 1.0
+_HEALTH_TIMEOUTS = Timeouts(1.0, 5.0, 5.0, 5.0)
+_SHUTDOWN_S = 30
+
+
+class Settings(NamedTuple):
+    """Where the router finds and puts things, and where it listens. Workers get it through the environment."""
+
+    home: Path
+    models: Path
+    routes: Path
+    host: str
+    port: int
+    workers: int
+
+    @classmethod
+    def from_environment(cls) -> "Settings":
+        """From `INHOUSE_*`, with the shipped files and loopback as defaults."""
+        get = os.environ.get
+        return cls(
+            Path(get("INHOUSE_HOME", ".inhouse")).absolute(), Path(get("INHOUSE_MODELS", SHIPPED_MODELS)), Path(get("INHOUSE_ROUTES", SHIPPED)),
+            get("INHOUSE_HOST", "127.0.0.1"), int(get("INHOUSE_PORT", "8000")), int(get("INHOUSE_WORKERS", "1")),
+        )  # fmt: skip
+
+    def environment(self) -> dict[str, str]:
+        """The same as environment variables."""
+        return {"INHOUSE_HOME": str(self.home), "INHOUSE_MODELS": str(self.models), "INHOUSE_ROUTES": str(self.routes),
+                "INHOUSE_HOST": self.host, "INHOUSE_PORT": str(self.port), "INHOUSE_WORKERS": str(self.workers),
+                "PROMETHEUS_MULTIPROC_DIR": str(self.home / "run" / "metrics")}  # fmt: skip
+
+    def site(self) -> Site:
+        """The site these settings point at. Raises `ConfigError`."""
+        return read_site(self.routes, read_catalog(self.models))
+
+    def classifier(self, routes: Routes) -> Classifier:
+        """The classifier for these routes, trained now if it was not before."""
+        return load_or_train(self.home / "run" / "classifier.json", routes.tasks, routes.default_task, routes.auto)
+
+
+class Exchange:
+    """One request that is being answered: enough to end it when its caller leaves or dawdles."""
+
+    __slots__ = ("body_read", "reason", "receive", "sending_since", "started", "task", "watch")
+
+    def __init__(self, receive: Receive, started: float) -> None:
+        self.receive = receive
+        self.started = started
+        self.task = asyncio.current_task()
+        self.body_read = False
+        self.sending_since = 0.0
+        self.watch: asyncio.Task[None] | None = None
+        self.reason = ""
+
+    def end(self, reason: str) -> None:
+        """Cancels the request's task, once."""
+        if not self.reason and self.task is not None:
+            self.reason = reason
+            self.task.cancel()
+
+    async def watch_caller(self) -> None:
+        """Ends the request when its caller leaves."""
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+        self.end("client_left")
+
+
+class App:
+    """The ASGI application of one worker."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._exchanges: set[Exchange] = set()
+        self._background: list[asyncio.Task[None]] = []
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        """ASGI's entry."""
+        if scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+
+    async def _http(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        at, started = router.now()
+        exchange = Exchange(receive, started)
+        self._exchanges.add(exchange)
+        try:
+            reply = await self._reply(scope, exchange, at)
+            await self._send(exchange, reply, send)
+        except asyncio.CancelledError:
+            if exchange.reason != "body_timeout":
+                return  # the caller has left, or never reads: there is nobody to tell
+            await self._send(exchange, _refused(TooSlowToSend("the request's body did not arrive in time; send it faster"), scope), send)
+        finally:
+            self._exchanges.discard(exchange)
+            if exchange.watch is not None:
+                exchange.watch.cancel()
+
+    async def _reply(self, scope: dict[str, Any], exchange: Exchange, at: float) -> Reply:
+        """The reply to a request, a refusal's included. Our own bugs become a plain 500 and a line in the log."""
+        path, headers = scope["path"], scope["headers"]
+        try:
+            if path == "/metrics":
+                from routing.metrics import exposition
+
+                return Reply(200, [(b"content-type", b"text/plain; version=0.0.4")], await asyncio.to_thread(exposition))
+            body = await _body(headers, exchange, self._limits)
+            return await router.answer(self._house, Request(scope["method"], path, headers, body, at, exchange.started))
+        except Refusal as refusal:
+            return _refused(refusal, scope)
+        except Exception:
+            log.exception("a request to %s failed by our own fault", path[:80])
+            return _refused(Refusal("the router failed; its log says why"), scope)
+
+    async def _send(self, exchange: Exchange, reply: Reply, send: Send) -> None:
+        await send({"type": "http.response.start", "status": reply.status, "headers": reply.headers})
+        if isinstance(reply.body, bytes):
+            await send({"type": "http.response.body", "body": reply.body, "more_body": False})
+            return
+        async with contextlib.aclosing(_closable(reply.body)) as stream:
+            async for data in stream:
+                exchange.sending_since = exchange_clock()
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+                exchange.sending_since = 0.0
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            await self._start()
+        except Exception as error:
+            log.exception("the router's worker can't start")
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self._stop()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _start(self) -> None:
+        from routing.metrics import Metrics
+
+        settings = self._settings
+        site = settings.site()
+        self._limits = site.routes.limits
+        self._metrics = Metrics()
+        engine = open_store(settings.home)
+        self._pool = Pool()
+        self._ledger = Ledger(engine, self._metrics.observe)
+        self._house = House(site, settings.classifier(site.routes), KeyRing(engine), Fleet(site),
+                            Door(self._pool, self._ledger, site.routes.limits), self._ledger)  # fmt: skip
+        await self._check_health()
+        self._background = [asyncio.create_task(work) for work in (self._pool.sweep(), self._tick(), self._watch_health())]
+        gc.collect()
+        gc.freeze()  # what lives as long as the worker is not looked at again
+
+    async def _stop(self) -> None:
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        self._pool.close()
+        await asyncio.to_thread(self._ledger.close)
+
+    async def _tick(self) -> None:
+        """Looks after requests and keys four times a second; one timer for all is cheaper than one for each."""
+        while True:
+            await asyncio.sleep(_TICK_S)
+            now = exchange_clock()
+            for exchange in tuple(self._exchanges):
+                self._look_after(exchange, now)
+            self._metrics.in_flight.set(len(self._exchanges))
+            try:
+                self._house.keys.refresh()
+            except Exception:  # the database is away: the keys that are known stay in force
+                log.warning("keys: cannot read the database; going on with the keys that are known")
+
+    def _look_after(self, exchange: Exchange, now: float) -> None:
+        age = now - exchange.started
+        if not exchange.body_read:
+            if age > self._limits.body_timeout_s:
+                exchange.end("body_timeout")
+        elif exchange.watch is None and age > _WATCH_AFTER_S:
+            exchange.watch = asyncio.create_task(exchange.watch_caller())
+        if exchange.sending_since and now - exchange.sending_since > self._limits.idle_timeout_s:
+            exchange.end("slow_reader")
+
+    async def _watch_health(self) -> None:
+        while True:
+            await asyncio.sleep(_HEALTH_EVERY_S)
+            await self._check_health()
+
+    async def _check_health(self) -> None:
+        targets = list(self._house.fleet.all())
+        by_origin = {target.origin: [t for t in targets if t.origin == target.origin] for target in targets}
+        await asyncio.gather(*(self._check(origin, owners) for origin, owners in by_origin.items()))
+
+    async def _check(self, origin: Origin, targets: list[Target]) -> None:
+        request = f"GET {origin.prefix}/health HTTP/1.1\r\nhost: {origin.host}\r\n\r\n".encode()
+        try:
+            answer = await self._pool.send(origin, request, _HEALTH_TIMEOUTS)
+            try:
+                await answer.body(1 << 16)
+                is_ready = answer.status == 200
+            finally:
+                answer.release()
+        except UpstreamError:
+            is_ready = False
+        for target in targets:
+            if is_ready and not target.ready:
+                target.recovered()
+            target.ready = is_ready
+            self._metrics.ready.labels(target.model, target.cell).set(is_ready)
+
+
+def exchange_clock() -> float:
+    """The clock of `Exchange`: monotonic seconds."""
+    return router.now()[1]
+
+
+async def _body(headers: Headers, exchange: Exchange, limits: Limits) -> bytes:
+    """The request's body. Raises `TooLarge` before reading what is declared too large, and as soon as it is where nothing is declared."""
+    size = expected = 0
+    for name, value in headers:
+        size += len(name) + len(value)
+        if name == b"content-length":
+            expected = int(value) if value.isdigit() else 0
+    if size > limits.header_bytes:
+        raise HeadersTooLarge(f"the headers are {size} bytes; at most {limits.header_bytes} are taken")
+    if expected > limits.body_bytes:
+        raise TooLarge(f"the body is {expected} bytes; at most {limits.body_bytes} are taken (`limits.body_bytes` in routes.yaml)")
+    message = await exchange.receive()
+    body = message.get("body", b"")
+    if len(body) < expected or (not expected and message.get("more_body")):
+        parts, got = [body], len(body)
+        while message.get("more_body"):
+            message = await exchange.receive()
+            parts.append(message.get("body", b""))
+            got += len(parts[-1])
+            if got > limits.body_bytes:
+                raise TooLarge(f"the body is over {limits.body_bytes} bytes (`limits.body_bytes` in routes.yaml)")
+        body = b"".join(parts)
+    if message["type"] == "http.disconnect":
+        exchange.end("client_left")
+        await asyncio.sleep(0)  # the cancellation arrives here
+    exchange.body_read = True
+    return body
+
+
+def _refused(refusal: Refusal, scope: dict[str, Any]) -> Reply:
+    anthropic = scope["path"].startswith("/v1/messages")
+    given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+    headers = [(b"content-type", b"application/json"), *((k.encode(), v.encode()) for k, v in refusal.headers().items())]
+    if given and router.is_request_id(given):
+        headers.append((b"x-request-id", given))
+    return Reply(refusal.status, headers, refusal.body(anthropic=anthropic))
+
+
+def _closable(stream: AsyncIterator[bytes]) -> Any:
+    return stream  # an async generator, which `aclosing` closes whether it was read to its end or not
+
+
+def load_app() -> App:
+    """A worker's application, from the environment."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    return App(Settings.from_environment())
+
+
+def run(settings: Settings) -> None:
+    """Runs the router until SIGTERM or SIGINT: open streams get time to end, a worker that dies is replaced."""
+    from granian import Granian
+    from granian.constants import HTTPModes, Interfaces, Loops, RuntimeModes
+    from granian.http import HTTP1Settings
+    from granian.log import LogLevels
+
+    os.environ.update(settings.environment())
+    limits = settings.site().routes.limits
+    _fresh_metrics(settings.home / "run" / "metrics")
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal is no reason to stop
+    Granian(
+        "routing.server:load_app", factory=True, interface=Interfaces.ASGI, address=settings.host, port=settings.port, workers=settings.workers,
+        http=HTTPModes.http1, websockets=False, loop=Loops.uvloop, runtime_mode=RuntimeModes.st, log_level=LogLevels.warning,
+        backlog=4096, backpressure=limits.connections_per_worker, respawn_failed_workers=True, respawn_interval=0.2,
+        workers_kill_timeout=_SHUTDOWN_S,
+        http1_settings=HTTP1Settings(header_read_timeout=int(limits.header_timeout_s * 1000), max_buffer_size=max(8192, 2 * limits.header_bytes)),
+    ).serve()  # fmt: skip
+
+
+def _fresh_metrics(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in folder.glob("*.db"):
+        file.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    run(Settings.from_environment())

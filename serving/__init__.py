@@ -1,0 +1,1 @@
+"""A model, from the hub to a GPU: catalog, fetch, fit, deploy. Imports no sibling room."""

@@ -1,0 +1,116 @@
+"""Reads a YAML file into frozen msgspec structs and names the line of whatever is wrong with it.
+
+Does not know what the structs mean: claims about values (a model exists, a revision is pinned) are their owners' business.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import yaml
+
+T = TypeVar("T")
+
+
+class ConfigError(Exception):
+    """A file a person edits is wrong. The message says `file:line`, what is so and what to do."""
+
+
+class Document:
+    """One YAML file: its plain data and the line on which each of its values stands."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
+        except FileNotFoundError as error:
+            raise ConfigError(f"{path}: no such file") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: cannot be read: {error}") from error
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            problem = getattr(error, "problem", None) or str(error)
+            raise ConfigError(f"{path}:{mark.line + 1 if mark else 1}: not valid YAML: {problem}") from error
+        if node is None:
+            raise ConfigError(f"{path}:1: the file is empty")
+        self._lines: dict[str, int] = {}
+        self._walk(node, "$")
+        self.data: Any = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
+
+    def _walk(self, node: yaml.Node, at: str) -> None:
+        self._lines.setdefault(at, node.start_mark.line + 1)
+        if isinstance(node, yaml.MappingNode):
+            seen: set[str] = set()
+            for key, value in node.value:
+                name = str(key.value)
+                line = key.start_mark.line + 1
+                if name in seen:
+                    raise ConfigError(f"{self.path}:{line}: `{name}` is written twice; keep one")
+                seen.add(name)
+                self._lines[f"{at}.{name}"] = line
+                self._walk(value, f"{at}.{name}")
+        elif isinstance(node, yaml.SequenceNode):
+            for i, value in enumerate(node.value):
+                self._walk(value, f"{at}[{i}]")
+
+    def line(self, at: str) -> int:
+        """The line of the value at a path such as `$.models[0].engine`, or of its nearest known parent."""
+        while at not in self._lines and at != "$":
+            at = re.sub(r"(\.[^.\[\]]*|\[[^\]]*\])$", "", at) or "$"
+        return self._lines.get(at, 1)
+
+    def error(self, at: str, message: str) -> ConfigError:
+        """A `ConfigError` that names this file and the line of `at`."""
+        return ConfigError(f"{self.path}:{self.line(at)}: {message}")
+
+    def read(self, kind: type[T]) -> T:
+        """The document as `kind`. Raises `ConfigError` for an unknown key (with the nearest known name), a missing one or a wrong type."""
+        try:
+            return msgspec.convert(self.data, kind)
+        except msgspec.ValidationError as error:
+            raise self._explained(str(error), kind) from error
+
+    def _explained(self, text: str, kind: type) -> ConfigError:
+        message, _, where = text.partition(" - at `")
+        at = where.rstrip("`") or "$"
+        if unknown := re.match(r"Object contains unknown field `(.*)`", message):
+            name = unknown.group(1)
+            return self.error(f"{at}.{name}", f"unknown key `{name}`{nearest(name, _field_names(kind, at))}")
+        if missing := re.match(r"Object missing required field `(.*)`", message):
+            return self.error(at, f"`{missing.group(1)}` is missing here; add it")
+        return self.error(at, f"{message[0].lower()}{message[1:]} (at `{at}`)")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error message: the nearest known name, or all of them where there are few."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean `{close[0]}`?"
+    return f"; known here: {', '.join(known)}" if 0 < len(known) <= 20 else ""
+
+
+def _field_names(kind: type, at: str) -> list[str]:
+    """The keys allowed at a path inside `kind`, found by walking the struct's types."""
+    found: list[type] = [kind]
+    for step in re.findall(r"\.([^.\[\]]+)|(\[[^\]]*\])", at.removeprefix("$")):
+        found = [inner for one in found for inner in _inside(one, step[0])]
+    return [field.encode_name for one in found for field in msgspec.structs.fields(one)]
+
+
+def _inside(kind: type, name: str) -> Iterator[type]:
+    for field in msgspec.structs.fields(kind) if name else ():
+        if field.encode_name == name:
+            yield from _structs(field.type)
+    if not name:
+        yield kind  # a step into a list: `_structs` has already unwrapped it
+
+
+def _structs(annotation: Any) -> Iterator[type]:
+    if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
+        yield annotation
+    for argument in getattr(annotation, "__args__", ()):
+        yield from _structs(argument)
