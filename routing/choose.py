@@ -44,7 +44,7 @@ class Fleet:
         self.targets: dict[str, list[Target]] = {}
         for name, model in site.models.items():
             self.targets[name] = [
-                Target(name, cell.name, Origin.of(f"{cell.url.rstrip('/')}/models/{model.name}")) for cell in site.routes.cells
+                Target(name, cell.name, Origin.of(f"{cell.url.rstrip('/')}/models/{model.name}")) for cell in site.cells
             ]
 
     def all(self) -> Iterable[Target]:

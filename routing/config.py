@@ -11,6 +11,7 @@ import msgspec
 from serving.catalog import Catalog, ConfigError, Document, Model, nearest
 
 SHIPPED = Path(__file__).parent / "routes.yaml"
+MODELS_PORT = 8100
 _MIB = 1 << 20
 
 
@@ -66,11 +67,11 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class Routes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The whole file. `default_task` takes what `auto` is not sure about."""
+    """The whole file. `default_task` takes what `auto` is not sure about. No `cells` means the one on this machine."""
 
     default_task: str
     tasks: tuple[Task, ...]
-    cells: tuple[Cell, ...] = (Cell(name="local", url="http://127.0.0.1:8100"),)
+    cells: tuple[Cell, ...] = ()
     auto: Auto = Auto()
     limits: Limits = Limits()
     media_domains: tuple[str, ...] = ()
@@ -82,14 +83,18 @@ class Site(NamedTuple):
     routes: Routes
     tasks: dict[str, Task]
     models: dict[str, Model]
+    cells: tuple[Cell, ...]
 
     def serves(self, name: str) -> bool:
         """Whether a model or adapter of that name is hosted."""
         return name in self.models
 
 
-def read_site(routes_path: Path, catalog: Catalog) -> Site:
-    """Reads `routes.yaml` against the catalog. Raises `ConfigError` naming the line."""
+def read_site(routes_path: Path, catalog: Catalog, *, models_port: int = MODELS_PORT) -> Site:
+    """Reads `routes.yaml` against the catalog. Raises `ConfigError` naming the line.
+
+    `models_port` is where this machine's own cell answers, for a file that names no cells.
+    """
     document = Document(routes_path)
     routes = document.read(Routes)
     models = {name: model for model in catalog.models for name in (model.name, *(a.name for a in model.adapters))}
@@ -103,7 +108,7 @@ def read_site(routes_path: Path, catalog: Catalog) -> Site:
         raise document.error("$.default_task", f"no task `{routes.default_task}`{nearest(routes.default_task, tasks)}")
     _check_cells(document, routes)
     _check_numbers(document, routes)
-    return Site(routes, tasks, models)
+    return Site(routes, tasks, models, routes.cells or (Cell(name="local", url=f"http://127.0.0.1:{models_port}"),))
 
 
 def _check_task(document: Document, i: int, task: Task, models: dict[str, Model]) -> None:
@@ -122,8 +127,6 @@ def _check_task(document: Document, i: int, task: Task, models: dict[str, Model]
 
 
 def _check_cells(document: Document, routes: Routes) -> None:
-    if not routes.cells:
-        raise document.error("$.cells", "no cells; name the address of at least one Serve proxy")
     for i, cell in enumerate(routes.cells):
         if not cell.url.startswith(("http://", "https://")):
             raise document.error(f"$.cells[{i}].url", f"`{cell.url}` is not an http:// or https:// address")
@@ -144,4 +147,4 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "inhouse routes.yaml", **schema}
 
 
-__all__ = ["SHIPPED", "Auto", "Candidate", "Cell", "ConfigError", "Limits", "Routes", "Site", "Task", "json_schema", "read_site"]
+__all__ = ["MODELS_PORT", "SHIPPED", "Auto", "Candidate", "Cell", "ConfigError", "Limits", "Routes", "Site", "Task", "json_schema", "read_site"]

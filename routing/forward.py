@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Sequence
+from itertools import count
 from typing import NamedTuple
 
 from routing.choose import Target
@@ -25,6 +26,13 @@ _CLIENT_LEFT = 499  # nginx's word for it; callers never see it
 _PASSED_ON = (b"accept", b"traceparent", b"tracestate", b"anthropic-version", b"anthropic-beta", b"openai-beta")
 
 Headers = list[tuple[bytes, bytes]]
+_SERIES = os.urandom(8).hex()  # of this process; asking the kernel for each id costs 8 us, more than the rest of a request's head
+_COUNT = count(1)
+
+
+def new_id() -> str:
+    """An id that no other request, attempt or worker has."""
+    return f"{_SERIES}{next(_COUNT):08x}"
 
 
 class Reply(NamedTuple):
@@ -46,7 +54,7 @@ class Decided(NamedTuple):
     why: str
     at: float
     started: float
-    headers: Headers
+    headers: dict[bytes, bytes]
 
     def row(self, attempt: int, model: str, status: int, *, error: str = "", tokens: Tokens = Tokens(), exact: bool = True,  # noqa: B008, PLR0913 (a frozen value; the ledger's columns)
             first_byte: float | None = None) -> Row:  # fmt: skip
@@ -67,7 +75,6 @@ class Door:
 
     async def forward(self, decided: Decided, targets: Sequence[Target]) -> Reply:
         """The answer of the first target that gives one. Raises a `Refusal` where none does."""
-        refusal: Refusal = Unavailable("no model that may answer this is configured; ask the administrator")
         for attempt, target in enumerate(targets[:_MOST_ATTEMPTS], 1):
             try:
                 return await self._attempt(decided, target, attempt)
@@ -82,6 +89,7 @@ class Door:
                 raise
             target.rest()
             log.warning("%s: %s in cell %s: %s", decided.request_id, target.model, target.cell, refusal.code)
+        assert targets, "a route always has a target: the configuration is checked for it"
         raise refusal
 
     async def _attempt(self, decided: Decided, target: Target, attempt: int) -> Reply:
@@ -89,7 +97,8 @@ class Door:
         try:
             if answer.status in _TRY_NEXT:
                 raise UpstreamError("busy" if answer.status == 429 else f"status_{answer.status}", sent=True)
-            is_stream = any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in answer.headers)
+            content_type = answer.header(b"content-type")
+            is_stream = content_type.startswith(b"text/event-stream")
             if is_stream:
                 first = await answer.chunk()
             else:
@@ -98,7 +107,13 @@ class Door:
             answer.release()
             raise
         target.recovered()
-        headers = _reply_headers(decided, target, answer)
+        headers = [
+            (b"content-type", content_type or b"application/json"),
+            (b"x-request-id", decided.request_id.encode()),
+            (b"inhouse-task", decided.task.encode()),
+            (b"inhouse-model", target.model.encode()),
+            (b"inhouse-why", decided.why.encode()),
+        ]
         if is_stream:
             return Reply(answer.status, headers, self._relay(decided, target, attempt, answer, first))
         answer.release()
@@ -141,28 +156,13 @@ def _request(decided: Decided, target: Target) -> bytes:
     """The request's bytes: our own head, built anew, so that no header of the caller's slips through that is not on the list."""
     asked = decided.asked
     body = asked.for_model(target.model)
-    passed = b""
-    content_type = b"application/json"
-    for name, value in decided.headers:
-        if name in _PASSED_ON:
-            passed += b"%b: %b\r\n" % (name, value)
-        elif name == b"content-type" and asked.endpoint.form:
-            content_type = value
+    given = decided.headers
+    passed = b"".join([b"%b: %b\r\n" % (name, given[name]) for name in _PASSED_ON if name in given])
+    content_type = given.get(b"content-type", b"") if asked.endpoint.form else b"application/json"
     return b"POST %b%b HTTP/1.1\r\nhost: %b\r\ncontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n%b\r\n%b" % (
         target.origin.prefix.encode(), asked.endpoint.path.encode(), target.origin.host.encode(), content_type, len(body),
-        os.urandom(12).hex().encode(), passed, body)  # fmt: skip
+        new_id().encode(), passed, body)  # fmt: skip
     # The engine's id is ours, not the caller's: engines refuse an id that is in flight already.
-
-
-def _reply_headers(decided: Decided, target: Target, answer: Answer) -> Headers:
-    content_type = next((value for name, value in answer.headers if name == b"content-type"), b"application/json")
-    return [
-        (b"content-type", content_type),
-        (b"x-request-id", decided.request_id.encode()),
-        (b"inhouse-task", decided.task.encode()),
-        (b"inhouse-model", target.model.encode()),
-        (b"inhouse-why", decided.why.encode()),
-    ]
 
 
 def _refusal(model: str, kind: str) -> Refusal:

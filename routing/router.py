@@ -6,7 +6,6 @@ Each step takes plain data and returns the next thing or raises a `Refusal`. Bud
 steps between decide and choose. The last two happen where an answer ends: in `forward`.
 """
 
-import os
 import re
 import time
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import msgspec
 from routing.choose import Fleet, Target
 from routing.config import Site
 from routing.errors import BadRequest, Denied, NotFound, Refusal, Unavailable, WrongMethod
-from routing.forward import Decided, Door, Headers, Reply
+from routing.forward import Decided, Door, Reply, new_id
 from routing.keys import Caller, KeyRing
 from routing.ledger import Ledger
 from routing.request import ENDPOINTS, Asked, Endpoint, read_asked
@@ -30,24 +29,20 @@ _JSON = (b"content-type", b"application/json")
 
 
 class Request(NamedTuple):
-    """What came in, whole. Header names are lower case."""
+    """What came in, whole. Header names are lower case; of a header sent twice the last counts."""
 
     method: str
     path: str
-    headers: Headers
+    headers: dict[bytes, bytes]
     body: bytes
     at: float
     started: float
 
-    def header(self, name: bytes) -> bytes:
-        """The first header of that name, or nothing."""
-        return next((value for key, value in self.headers if key == name), b"")
-
     @property
     def request_id(self) -> str:
         """The caller's `x-request-id` where it is one, else a new one."""
-        given = self.header(b"x-request-id")
-        return given.decode() if is_request_id(given) else os.urandom(12).hex()
+        given = self.headers.get(b"x-request-id", b"")
+        return given.decode() if given and is_request_id(given) else new_id()
 
 
 class Label(NamedTuple):
@@ -94,14 +89,14 @@ async def answer(house: House, request: Request) -> Reply:
 
 def identify(keys: KeyRing, request: Request) -> Caller:
     """Whose request this is, by bearer token or Anthropic's `x-api-key`. Raises `Unauthorized`."""
-    for name, value in request.headers:
-        if name == b"authorization" and value[:7].lower() == b"bearer ":
-            return keys.identify(value[7:].strip())
-    return keys.identify(request.header(b"x-api-key"))
+    value = request.headers.get(b"authorization", b"")
+    if value[:7].lower() == b"bearer ":
+        return keys.identify(value[7:].strip())
+    return keys.identify(request.headers.get(b"x-api-key", b""))
 
 
 def _read(site: Site, endpoint: Endpoint, request: Request) -> Asked:
-    if request.header(b"content-encoding") not in (b"", b"identity"):
+    if request.headers.get(b"content-encoding", b"identity") != b"identity":
         raise BadRequest("compressed request bodies are not taken; send it without `Content-Encoding`")
     return read_asked(endpoint, request.body, json_depth=site.routes.limits.json_depth, media_domains=site.routes.media_domains)
 
@@ -144,7 +139,7 @@ def _record_refusal(
     asked, label, refusal = what
     asked = asked or Asked(ENDPOINTS[request.path], "", False, False, b"")
     label = label or Label("", "", "")
-    decided = Decided(asked, request_id, caller.key_id, caller.name, label.task, label.why, request.at, request.started, [])
+    decided = Decided(asked, request_id, caller.key_id, caller.name, label.task, label.why, request.at, request.started, {})
     house.ledger.append(decided.row(0, label.model, refusal.status, error=refusal.code))
 
 

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 from routing import router
 from routing.choose import Fleet, Target
-from routing.config import SHIPPED, Limits, Routes, Site, read_site
+from routing.config import MODELS_PORT, SHIPPED, Limits, Routes, Site, read_site
 from routing.errors import HeadersTooLarge, Refusal, TooLarge, TooSlowToSend
-from routing.forward import Door, Headers, Reply
+from routing.forward import Door, Reply
 from routing.keys import KeyRing
 from routing.ledger import Ledger
 from routing.router import House, Request
@@ -50,6 +50,7 @@ class Settings(NamedTuple):
     host: str
     port: int
     workers: int
+    models_port: int
 
     @classmethod
     def from_environment(cls) -> "Settings":
@@ -58,17 +59,18 @@ class Settings(NamedTuple):
         return cls(
             Path(get("INHOUSE_HOME", ".inhouse")).absolute(), Path(get("INHOUSE_MODELS", SHIPPED_MODELS)), Path(get("INHOUSE_ROUTES", SHIPPED)),
             get("INHOUSE_HOST", "127.0.0.1"), int(get("INHOUSE_PORT", "8000")), int(get("INHOUSE_WORKERS", "1")),
+            int(get("INHOUSE_MODELS_PORT", MODELS_PORT)),
         )  # fmt: skip
 
     def environment(self) -> dict[str, str]:
         """The same as environment variables."""
         return {"INHOUSE_HOME": str(self.home), "INHOUSE_MODELS": str(self.models), "INHOUSE_ROUTES": str(self.routes),
-                "INHOUSE_HOST": self.host, "INHOUSE_PORT": str(self.port), "INHOUSE_WORKERS": str(self.workers),
+                "INHOUSE_HOST": self.host, "INHOUSE_PORT": str(self.port), "INHOUSE_WORKERS": str(self.workers), "INHOUSE_MODELS_PORT": str(self.models_port),
                 "PROMETHEUS_MULTIPROC_DIR": str(self.home / "run" / "metrics")}  # fmt: skip
 
     def site(self) -> Site:
         """The site these settings point at. Raises `ConfigError`."""
-        return read_site(self.routes, read_catalog(self.models))
+        return read_site(self.routes, read_catalog(self.models), models_port=self.models_port)
 
     def classifier(self, routes: Routes) -> Classifier:
         """The classifier for these routes, trained now if it was not before."""
@@ -135,12 +137,13 @@ class App:
 
     async def _reply(self, scope: dict[str, Any], exchange: Exchange, at: float) -> Reply:
         """The reply to a request, a refusal's included. Our own bugs become a plain 500 and a line in the log."""
-        path, headers = scope["path"], scope["headers"]
+        path = scope["path"]
         try:
             if path == "/metrics":
                 from routing.metrics import exposition
 
                 return Reply(200, [(b"content-type", b"text/plain; version=0.0.4")], await asyncio.to_thread(exposition))
+            headers = dict(scope["headers"])
             body = await _body(headers, exchange, self._limits)
             return await router.answer(self._house, Request(scope["method"], path, headers, body, at, exchange.started))
         except Refusal as refusal:
@@ -254,13 +257,11 @@ def exchange_clock() -> float:
     return router.now()[1]
 
 
-async def _body(headers: Headers, exchange: Exchange, limits: Limits) -> bytes:
+async def _body(headers: dict[bytes, bytes], exchange: Exchange, limits: Limits) -> bytes:
     """The request's body. Raises `TooLarge` before reading what is declared too large, and as soon as it is where nothing is declared."""
-    size = expected = 0
-    for name, value in headers:
-        size += len(name) + len(value)
-        if name == b"content-length":
-            expected = int(value) if value.isdigit() else 0
+    size = sum(map(len, headers)) + sum(map(len, headers.values()))
+    declared = headers.get(b"content-length", b"")
+    expected = int(declared) if declared.isdigit() else 0
     if size > limits.header_bytes:
         raise HeadersTooLarge(f"the headers are {size} bytes; at most {limits.header_bytes} are taken")
     if expected > limits.body_bytes:

@@ -180,6 +180,13 @@ class Answer(asyncio.Protocol):
             parts.append(data)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def header(self, name: bytes) -> bytes:
+        """The first header of that (lower-case) name, or nothing."""
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return b""
+
     def release(self) -> None:
         """Gives the connection back if the answer is complete; else cuts it, which makes the model stop working on it. Call it once, always."""
         self._pool.forget(self)

@@ -121,8 +121,10 @@ def _check(document: Document, at: str, model: Model) -> None:
                              f"`inhouse models search {model.repo}` prints the current one")
     if model.path is not None and model.revision is not None:
         raise document.error(f"{at}.revision", "`revision` goes with `repo`; a local `path` has none")
-    for key, number, least in (("gpus", model.gpus, 0), ("replicas", model.replicas, 1), ("max_queued_requests", model.max_queued_requests, 0)):
-        if number < least:
+    counts = (("gpus", model.gpus, 0), ("replicas", model.replicas, 1), ("max_queued_requests", model.max_queued_requests, 0),
+              ("max_ongoing_requests", model.max_ongoing_requests, 1))
+    for key, number, least in counts:
+        if number is not None and number < least:
             raise document.error(f"{at}.{key}", f"`{key}` must be at least {least}, not {number}")
     if model.cpus <= 0:
         raise document.error(f"{at}.cpus", f"`cpus` must be above 0, not {model.cpus}")
@@ -143,6 +145,9 @@ def _check_price(document: Document, at: str, model: Model) -> None:
 
 def _check_engine(document: Document, at: str, engine: Mapping[str, Any]) -> None:
     known = engine_argument_names()
+    sequences = engine.get("max_num_seqs", 1)
+    if not isinstance(sequences, int) or sequences < 1:
+        raise document.error(f"{at}.engine.max_num_seqs", f"`max_num_seqs` must be a whole number of at least 1, not `{sequences}`")
     for name in engine:
         if name in _OURS:
             raise document.error(f"{at}.engine.{name}", f"`{name}` is set by inhouse from `{_OURS[name]}`; write it there")

@@ -1,0 +1,1 @@
+"""The chat suite; generator.py makes its cases."""

@@ -1,0 +1,1 @@
+"""The extraction suite; generator.py makes its cases."""

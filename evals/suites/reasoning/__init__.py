@@ -1,0 +1,1 @@
+"""The reasoning suite; generator.py makes its cases."""

@@ -1,0 +1,153 @@
+"""The front door: one command whose parts are loaded when they are used. What spans rooms (up, down, status, check) is here."""
+
+import importlib
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+_PARTS = {
+    "models": ("serving.cli:models", "Find, fetch and size the models of the catalog."),
+    "keys": ("routing.cli:keys", "Make, list and revoke the API keys of callers."),
+    "routes": ("routing.cli:routes", "Show and check which model answers which task."),
+    "bench": ("routing.bench.cli:bench", "Measure the router and the models beside their peers."),
+}
+_HOME = click.option("--home", envvar="INHOUSE_HOME", default=".inhouse", show_default=True, type=click.Path(path_type=Path),
+                     help="Where models and state live (INHOUSE_HOME).")  # fmt: skip
+_CURL = """\
+  curl {url}/v1/chat/completions -H "Authorization: Bearer $(cat {key})" \\
+    -H 'Content-Type: application/json' -d '{{"model": "auto", "messages": [{{"role": "user",
+    "content": "Please confirm AB-4711: 12 pumps for Ann Keller, Lenzburg, by 3 May 2027, total EUR 980.50"}}]}}'"""
+
+
+class _Parts(click.Group):
+    """Commands by name; a part is imported when it is called, its help line is known without."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), *_PARTS]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _PARTS:
+            return super().get_command(ctx, cmd_name)
+        module, _, name = _PARTS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        own = [(name, self.commands[name].get_short_help_str(100)) for name in super().list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([*own, *((name, text) for name, (_, text) in _PARTS.items())])
+
+
+@click.group(cls=_Parts, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="inhouse")
+def main() -> None:
+    """Host open models on your own machines; route each task to the model that is good enough for it.
+
+    Start with `inhouse up`, then ask over HTTP. Every command has --help with an example.
+    """
+
+
+@main.command()
+@_HOME
+@click.option("--port", envvar="INHOUSE_PORT", default=8000, show_default=True, help="Where the router listens, on loopback (INHOUSE_PORT).")
+@click.option("--models-port", envvar="INHOUSE_MODELS_PORT", default=8100, show_default=True,
+              help="Where Ray Serve listens, on loopback (INHOUSE_MODELS_PORT).")  # fmt: skip
+@click.option("--workers", envvar="INHOUSE_WORKERS", default=1, show_default=True, type=click.IntRange(1, 64),
+              help="Router processes (INHOUSE_WORKERS).")  # fmt: skip
+def up(home: Path, port: int, models_port: int, workers: int) -> None:
+    """Start Ray, the models and the router on this machine; harmless when they run already.
+
+    Example: inhouse up --port 8000
+    """
+    with _told():
+        _up(home.absolute(), port, models_port, workers)
+
+
+def _up(home: Path, port: int, models_port: int, workers: int) -> None:
+    from routing import cli as routing
+    from serving import local as serving
+
+    started = time.monotonic()
+    settings = routing.settings_for(home, port=port, models_port=models_port, workers=workers)
+    site = routing.site_of(settings)
+    was_up = serving.is_up(home) and routing.is_up(settings)
+    try:
+        if not was_up:
+            serving.stop(home)
+            serving.check_port(port, "the router listens on it; choose another with --port or INHOUSE_PORT")
+        for progress in serving.start(home, settings.models, models_port):
+            _say(started, progress)
+        key = _first_key(home)
+        router = None if was_up else routing.start_router(settings, serving.marks(home))
+        for progress in serving.load_models(home, settings.models, models_port):
+            _say(started, progress)
+        if router is not None:
+            routing.await_router(settings, router)
+        while routing.ask(settings, key.read_text().strip(), site.routes.default_task) != 200:
+            time.sleep(0.2)
+    except BaseException:
+        if not was_up:
+            click.echo("cleaning up what was started", err=True)
+            serving.stop(home)
+        raise
+    url = f"http://{settings.host}:{port}"
+    click.echo(f"{time.monotonic() - started:6.1f} s  ready     a model has answered through the router\n\n"
+               f"endpoint  {url}/v1\nkey       {key}\n\ntry\n{_CURL.format(url=url, key=key)}")  # fmt: skip
+
+
+def _first_key(home: Path) -> Path:
+    """The file with the key made on the first start, readable by its owner alone."""
+    from routing import keys
+    from routing.store import open_store
+
+    file = home / "key"
+    if not file.exists():
+        file.touch(mode=0o600)
+        file.write_text(keys.create(open_store(home), "first-key") + "\n")
+    return file
+
+
+@main.command()
+@_HOME
+def down(home: Path) -> None:
+    """Stop everything that `inhouse up` started here; leaves no process behind.
+
+    Example: inhouse down
+    """
+    from serving import local as serving
+
+    with _told():
+        ended = serving.stop(home.absolute())
+    click.echo(f"ended {ended} processes" if ended else "nothing was running")
+
+
+def _say(started: float, progress: Any) -> None:
+    name = f"{progress.model}: " if progress.model else ""
+    click.echo(f"{time.monotonic() - started:6.1f} s  {progress.phase:<9} {name}{progress.detail}")
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does, and what a user can cause is told in one line."""
+    from serving.local import user_errors
+
+    def _stop(_number: int, _frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        with user_errors():
+            yield
+    except KeyboardInterrupt:
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""The router's part of the command: `keys`, `routes`, and starting the router. Arguments in, text or JSON out."""
+
+import http.client
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from routing.server import Settings
+
+_UNITS_S = {"h": 3600.0, "d": 86400.0, "w": 604800.0}
+_START_S = 60.0
+HOME = click.option("--home", envvar="INHOUSE_HOME", default=".inhouse", show_default=True, type=click.Path(path_type=Path),
+                    help="Where models and state live (INHOUSE_HOME).")  # fmt: skip
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group()
+def keys() -> None:
+    """Make, list and revoke the API keys of callers."""
+
+
+@keys.command("create")
+@click.argument("name")
+@click.option("--task", "tasks", multiple=True, help="A task the key opens; again for more. Without it: all.")
+@click.option("--model", "models", multiple=True, help="A model the key opens by its own name; again for more. Without it: all.")
+@click.option("--expires", metavar="TIME", help="When it ends: 12h, 30d or 8w from now. Without it: never.")
+@HOME
+@JSON
+def create_key(name: str, tasks: tuple[str, ...], models: tuple[str, ...], expires: str | None, home: Path, *, as_json: bool) -> None:  # noqa: PLR0913 (options)
+    """Make a key for NAME and print it: the only time that it is shown.
+
+    Example: inhouse keys create invoices --task extraction --expires 30d
+    """
+    from routing import keys as store
+    from routing.store import open_store
+
+    key = store.create(open_store(home), name, tasks=tasks or ("*",), models=models or ("*",), lifetime_s=_seconds(expires))
+    click.echo(json.dumps({"key": key, "caller": name}) if as_json else key)
+
+
+@keys.command("list")
+@HOME
+@JSON
+def list_keys(home: Path, *, as_json: bool) -> None:
+    """Show all keys: who they belong to, what they open, when they end. Never the keys themselves.
+
+    Example: inhouse keys list --json
+    """
+    from routing import keys as store
+    from routing.store import open_store
+
+    rows = store.listed(open_store(home))
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    table = [(row["id"], row["caller"], " ".join(row["tasks"]), " ".join(row["models"]), _date(row["created_at"]), _date(row["expires_at"]),
+              _date(row["revoked_at"])) for row in rows]  # fmt: skip
+    print_table(("ID", "CALLER", "TASKS", "MODELS", "CREATED", "EXPIRES", "REVOKED"), table)
+
+
+@keys.command("revoke")
+@click.argument("key_id", metavar="ID")
+@HOME
+def revoke_key(key_id: str, home: Path) -> None:
+    """End the key with this ID (`inhouse keys list` shows it). Every router stops taking it within two seconds.
+
+    Example: inhouse keys revoke ihk_Ab3dE5gh
+    """
+    from routing import keys as store
+    from routing.store import open_store
+
+    if not store.revoke(open_store(home), key_id):
+        raise click.ClickException(f"no key in force has the id `{key_id}`; `inhouse keys list` shows them")
+    click.echo(f"revoked {key_id}")
+
+
+@click.group()
+def routes() -> None:
+    """Show and check which model answers which task."""
+
+
+@routes.command("show")
+@HOME
+@JSON
+def show_routes(home: Path, *, as_json: bool) -> None:
+    """Show every task with its candidates, fallbacks and what the classifier makes of it.
+
+    Example: inhouse routes show
+    """
+    settings = settings_for(home)
+    site = site_of(settings)
+    reports = {report.task: report for report in settings.classifier(site.routes).reports}
+    rows = []
+    for task in site.tasks.values():
+        report = reports.get(task.name)
+        rows.append({"task": task.name, "default": task.name == site.routes.default_task,
+                     "candidates": {candidate.model: candidate.weight for candidate in task.candidates}, "fallbacks": list(task.fallbacks),
+                     "auto": None if report is None else {"precision": report.precision, "coverage": report.coverage, "passes": report.passes},
+                     "description": task.description})  # fmt: skip
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    print_table(("TASK", "CANDIDATES", "FALLBACKS", "AUTO (HELD OUT)", "DESCRIPTION"), [
+        (f"{row['task']}{' (default)' if row['default'] else ''}", " ".join(f"{name}:{weight:g}" for name, weight in row["candidates"].items()),
+         " ".join(row["fallbacks"]) or "-", _auto(row["auto"]), row["description"]) for row in rows])  # fmt: skip
+
+
+@routes.command("check")
+@HOME
+def check_routes(home: Path) -> None:
+    """Validate routes.yaml against the catalog without starting anything.
+
+    Example: INHOUSE_ROUTES=new.yaml inhouse routes check
+    """
+    site = site_of(settings_for(home))
+    click.echo(f"ok: {len(site.tasks)} tasks, {len(site.models)} models, {len(site.cells)} cells")
+
+
+@routes.command("schema")
+def schema() -> None:
+    """Print the JSON schema of routes.yaml, for editors.
+
+    Example: inhouse routes schema > routes.schema.json
+    """
+    from routing.config import json_schema
+
+    click.echo(json.dumps(json_schema(), indent=1))
+
+
+def settings_for(home: Path, **changes: Any) -> "Settings":
+    """The router's settings from the environment, with `home` as given."""
+    from routing.server import Settings
+
+    return Settings.from_environment()._replace(home=home.absolute(), **changes)
+
+
+def site_of(settings: "Settings") -> Any:
+    """The site, with a wrong file told as one line."""
+    from routing.config import ConfigError
+
+    try:
+        return settings.site()
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def is_up(settings: "Settings") -> bool:
+    """Whether a router answers at these settings' address."""
+    return _get(settings, "/healthz") == 200
+
+
+def is_ready(settings: "Settings") -> bool:
+    """Whether the router has a model for every task."""
+    return _get(settings, "/readyz") == 200
+
+
+def start_router(settings: "Settings", marks: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+    """Starts the router as a process of its own that outlives the caller. `marks` go into its environment. Its log: logs/router.log."""
+    log = settings.home / "logs" / "router.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    with log.open("ab") as out:
+        return subprocess.Popen([sys.executable, "-m", "routing.server"], stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                                env={**environment, **settings.environment(), **marks}, start_new_session=True)  # fmt: skip
+
+
+def await_router(settings: "Settings", process: "subprocess.Popen[bytes]") -> None:
+    """Returns when the router answers. Raises `ClickException` with the end of its log where it does not."""
+    deadline = time.monotonic() + _START_S
+    while not is_up(settings):
+        if process.poll() is not None or time.monotonic() > deadline:
+            lines = (settings.home / "logs" / "router.log").read_text(errors="replace").strip().splitlines()
+            raise click.ClickException(f"the router did not start: {lines[-1] if lines else 'it said nothing'} (log: {settings.home}/logs/router.log)")
+        time.sleep(0.05)
+
+
+def ask(settings: "Settings", key: str, task: str) -> int:
+    """One tiny completion through the router; the HTTP status."""
+    body = json.dumps({"model": f"task/{task}", "max_tokens": 1, "messages": [{"role": "user", "content": "hello"}]})
+    return _call(settings, "POST", "/v1/chat/completions", body, {"Authorization": f"Bearer {key}", "Content-Type": "application/json"})
+
+
+def _get(settings: "Settings", path: str) -> int:
+    return _call(settings, "GET", path, None, {})
+
+
+def _call(settings: "Settings", method: str, path: str, body: str | None, headers: Mapping[str, str]) -> int:
+    connection = http.client.HTTPConnection(settings.host, settings.port, timeout=60 if body else 2)
+    try:
+        connection.request(method, path, body, dict(headers))
+        return connection.getresponse().status
+    except (OSError, http.client.HTTPException):
+        return 0
+    finally:
+        connection.close()
+
+
+def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A plain table: columns as wide as their widest cell."""
+    lines = [tuple(head), *(tuple(row) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    for line in lines:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _seconds(text: str | None) -> float | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([hdw])", text)
+    if not found or not float(found.group(1)):
+        raise click.BadParameter(f"`{text}` is not a time; write 12h, 30d or 8w", param_hint="--expires")
+    return float(found.group(1)) * _UNITS_S[found.group(2)]
+
+
+def _date(at: float | None) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(at)) if at else "-"
+
+
+def _auto(report: Mapping[str, Any] | None) -> str:
+    if report is None:
+        return "-"
+    return f"precision {report['precision']:.2f}, coverage {report['coverage']:.2f}{'' if report['passes'] else ', below the floor'}"

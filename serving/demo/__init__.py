@@ -1,0 +1,1 @@
+"""Two tiny chat models whose weights are committed, so that the toolkit runs without a download. Not for real work."""
