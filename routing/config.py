@@ -3,6 +3,8 @@
 Read once by each worker, never in the request path. It checks itself against the catalog; it starts nothing.
 """
 
+import math
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +15,8 @@ from serving.catalog import Catalog, ConfigError, Document, Model, nearest
 SHIPPED = Path(__file__).parent / "routes.yaml"
 MODELS_PORT = 8100
 _MIB = 1 << 20
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")  # it goes into headers, addresses and metrics
+_URL = re.compile(r"https?://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::(\d{1,5}))?(?:/[A-Za-z0-9._~/-]*)?")
 
 
 class Candidate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -100,8 +104,9 @@ def read_site(routes_path: Path, catalog: Catalog, *, models_port: int = MODELS_
     models = {name: model for model in catalog.models for name in (model.name, *(a.name for a in model.adapters))}
     tasks: dict[str, Task] = {}
     for i, task in enumerate(routes.tasks):
-        if task.name in tasks or task.name == "auto" or "/" in task.name or not task.name:
-            raise document.error(f"$.tasks[{i}].name", f"`{task.name}` can't name a task: it is taken, empty, `auto` or has a slash")
+        if task.name in tasks or task.name == "auto" or not _NAME.fullmatch(task.name):
+            raise document.error(f"$.tasks[{i}].name", f"`{task.name}` can't name a task: it is taken, it is `auto`, or it is not made "
+                                 "of letters, digits, dot, dash and underscore, at most 63")  # fmt: skip
         tasks[task.name] = task
         _check_task(document, i, task, models)
     if routes.default_task not in tasks:
@@ -115,8 +120,8 @@ def _check_task(document: Document, i: int, task: Task, models: dict[str, Model]
     at = f"$.tasks[{i}]"
     if not task.candidates:
         raise document.error(f"{at}.candidates", f"task `{task.name}` has no candidates; name at least one model")
-    if not any(candidate.weight > 0 for candidate in task.candidates) or any(candidate.weight < 0 for candidate in task.candidates):
-        raise document.error(f"{at}.candidates", "weights must not be negative, and one of them must be above 0")
+    if any(not candidate.weight >= 0 for candidate in task.candidates) or not 0 < sum(c.weight for c in task.candidates) < math.inf:
+        raise document.error(f"{at}.candidates", "weights must be numbers that are not negative, and one of them must be above 0")
     named = [(f"{at}.candidates[{j}].model", c.model) for j, c in enumerate(task.candidates)]
     named += [(f"{at}.fallbacks[{j}]", name) for j, name in enumerate(task.fallbacks)]
     for where, name in named:
@@ -128,14 +133,17 @@ def _check_task(document: Document, i: int, task: Task, models: dict[str, Model]
 
 def _check_cells(document: Document, routes: Routes) -> None:
     for i, cell in enumerate(routes.cells):
-        if not cell.url.startswith(("http://", "https://")):
-            raise document.error(f"$.cells[{i}].url", f"`{cell.url}` is not an http:// or https:// address")
+        found = _URL.fullmatch(cell.url)
+        if found is None or int(found[1] or 80) > 65535:
+            raise document.error(f"$.cells[{i}].url", f"`{cell.url}` is not an http:// or https:// address of host, port and path alone")
+        if cell.name in (other.name for other in routes.cells[:i]):
+            raise document.error(f"$.cells[{i}].name", f"the cell `{cell.name}` is there twice; give each its own name")
 
 
 def _check_numbers(document: Document, routes: Routes) -> None:
     for key in Limits.__struct_fields__:
-        if getattr(routes.limits, key) <= 0:
-            raise document.error(f"$.limits.{key}", f"`{key}` must be above 0")
+        if not 0 < getattr(routes.limits, key) < math.inf:
+            raise document.error(f"$.limits.{key}", f"`{key}` must be a number above 0")
     for key in Auto.__struct_fields__:
         if not 0 <= getattr(routes.auto, key) <= 1:
             raise document.error(f"$.auto.{key}", f"`{key}` is a share between 0 and 1")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from routing.choose import Target
 from routing.config import Limits
-from routing.errors import BadAnswer, Refusal, TooMany, TooSlow, Unavailable
+from routing.errors import BadAnswer, NotFound, Refusal, TooMany, TooSlow, Unavailable
 from routing.ledger import Ledger, Row
 from routing.request import Asked
 from routing.stream import Tee, Tokens, tokens_of
@@ -95,12 +95,10 @@ class Door:
     async def _attempt(self, decided: Decided, target: Target, attempt: int) -> Reply:
         answer = await self._pool.send(target.origin, _request(decided, target), self._timeouts)
         try:
-            if answer.status in _TRY_NEXT:
-                raise UpstreamError("busy" if answer.status == 429 else f"status_{answer.status}", sent=True)
-            content_type = answer.header(b"content-type")
+            content_type = _content_type(answer)
             is_stream = content_type.startswith(b"text/event-stream")
             if is_stream:
-                first = await answer.chunk()
+                first = await _first(answer)
             else:
                 body = await answer.body(self._answer_bytes)
         except BaseException:
@@ -119,6 +117,9 @@ class Door:
         answer.release()
         self._ledger.append(decided.row(attempt, target.model, answer.status, tokens=tokens_of(body), first_byte=time.monotonic(),
                                         error="" if answer.status < 400 else "refused_by_model"))  # fmt: skip
+        if answer.status in (404, 405) and b'"error"' not in body:  # the engine has no such path: it serves what its model can do
+            raise NotFound(f"`{target.model}` does not serve {decided.asked.endpoint.path}; ask a model or task that does "
+                           "(GET /v1/models says what each is)", code="endpoint_not_supported")  # fmt: skip
         return Reply(answer.status, headers, body)
 
     async def _relay(self, decided: Decided, target: Target, attempt: int, answer: Answer, first: bytes) -> AsyncIterator[bytes]:
@@ -150,6 +151,22 @@ class Door:
             tokens = tee.tokens if tee.tokens.completion is not None else Tokens(tee.tokens.prompt, tee.events)
             self._ledger.append(decided.row(attempt, target.model, status, error=error, tokens=tokens, first_byte=first_byte,
                                             exact=tee.tokens.completion is not None))  # fmt: skip
+
+
+def _content_type(answer: Answer) -> bytes:
+    """The type of an answer that may go to the caller. Raises `UpstreamError` for one that is no model's last word."""
+    content_type = answer.header(b"content-type")
+    if answer.status in _TRY_NEXT or (answer.status >= 400 and b"json" not in content_type):  # engines refuse in JSON, proxies in prose
+        raise UpstreamError("busy" if answer.status == 429 else f"status_{answer.status}", sent=True)
+    return content_type
+
+
+async def _first(answer: Answer) -> bytes:
+    """A stream's first bytes. Raises `UpstreamError` where it has none: the next target may."""
+    first = await answer.chunk()
+    if not first:
+        raise UpstreamError("upstream_truncated", sent=True)
+    return first
 
 
 def _request(decided: Decided, target: Target) -> bytes:

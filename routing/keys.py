@@ -7,13 +7,14 @@ import time
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from sqlalchemy import Engine, insert, select, text, update
+from sqlalchemy import Engine, func, insert, select, text, update
 
 from routing.errors import Unauthorized
 from routing.store import KEYS
 
 _PREFIX = "ihk_"
 _ID_CHARS = len(_PREFIX) + 8
+_STATE = select(func.count(), func.count(KEYS.c.revoked_at), func.total(KEYS.c.expires_at)).select_from(KEYS)
 _NOBODY = "send `Authorization: Bearer <key>`; `inhouse keys create NAME` makes one"
 
 
@@ -69,6 +70,7 @@ class KeyRing:
         self._connection = engine.connect()
         self._callers: dict[bytes, Caller] = {}
         self._version: int | None = None
+        self._state: Any = None
         self._asked_at = 0.0
         self.refresh()
 
@@ -78,10 +80,15 @@ class KeyRing:
         self._connection.rollback()
         if version == self._version:
             return
+        state = self._connection.execute(_STATE).one()  # the ledger is in the same file: most writes are not about keys
+        self._version = version
+        if state == self._state:
+            self._connection.rollback()
+            return
         rows = self._connection.execute(select(KEYS).where(KEYS.c.revoked_at.is_(None))).mappings().all()
         self._connection.rollback()
         self._callers = {bytes.fromhex(row["hash"]): _caller(row) for row in rows}
-        self._version = version
+        self._state = state
 
     def identify(self, key: bytes) -> Caller:
         """Whose key this is. Raises `Unauthorized`; says no more about why than a caller may know."""

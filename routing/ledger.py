@@ -52,10 +52,10 @@ class Ledger:
         self._also = also
         self._rows: list[Row] = []
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
-        self._thread.start()
         self.append = self._rows.append
         self.failing = False
+        self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
         """Writes what is left and stops. Raises nothing; what could not be written is named in the log by its count."""

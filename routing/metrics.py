@@ -3,11 +3,13 @@
 prometheus_client shares them between processes through files, in the folder that PROMETHEUS_MULTIPROC_DIR names (set by `server`).
 """
 
+import os
 from collections import Counter as Tally
 from collections.abc import Sequence
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from routing.ledger import Row
 
@@ -47,6 +49,17 @@ class Metrics:
 
 def exposition() -> bytes:
     """All workers' metrics in Prometheus' text format."""
+    _forget_dead_workers()
     registry = CollectorRegistry()
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return generate_latest(registry)
+
+
+def _forget_dead_workers() -> None:
+    """What a killed worker was doing and which models it saw ready is over; what it counted stays counted."""
+    for file in Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).glob("gauge_live*.db"):
+        pid = int(file.stem.rpartition("_")[2])
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            mark_process_dead(pid)  # type: ignore[no-untyped-call]

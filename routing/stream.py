@@ -5,7 +5,7 @@ is decoded, and only that event is ever held back.
 """
 
 import re
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -21,13 +21,16 @@ _ENDS: dict[Dialect, tuple[bytes, ...]] = {
 }
 
 
+_Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]  # what is no count is not believed, and can't upset the ledger or a metric
+
+
 class Usage(msgspec.Struct):
     """Token counts as OpenAI (`prompt_tokens`) or Anthropic and Responses (`input_tokens`) name them."""
 
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
+    prompt_tokens: _Count | None = None
+    completion_tokens: _Count | None = None
+    input_tokens: _Count | None = None
+    output_tokens: _Count | None = None
 
     def merged(self, seen: "Tokens") -> "Tokens":
         """The counts so far, replaced by what this usage says. Zero is a value, not an absence."""
@@ -77,11 +80,13 @@ class Tee:
         self._dialect = dialect
         self._strip_usage = strip_usage
         self._carry = b""
+        self._half = False  # the start of an event went out, which was too long to hold
         self._is_plain = dialect == "openai"
 
     def feed(self, data: bytes) -> bytes:
         """The bytes to forward now: all complete events of `data` and what was held, the same bytes but for a usage nobody asked for."""
-        if self._is_plain and not self._carry and data[-2:] == b"\n\n" and b'"usage":{' not in data and b"[DONE]" not in data:
+        if (self._is_plain and not self._carry and data[-2:] == b"\n\n" and b"[DONE]" not in data
+                and b'"usage":{' not in data and b'"usage": {' not in data):  # fmt: skip
             self.events += data.count(b"\n\n")
             return data
         data = self._carry + data
@@ -98,11 +103,14 @@ class Tee:
         """The event that tells the caller that the rest is missing. A half event that is still held is dropped: it would spoil this one."""
         self._carry = b""
         body = refusal.body(anthropic=self._dialect == "anthropic")
-        return (b"" if self._dialect == "openai" else b"event: error\n") + b"data: " + body + b"\n\n"
+        return (b"\n\n" if self._half else b"") + (b"" if self._dialect == "openai" else b"event: error\n") + b"data: " + body + b"\n\n"
 
     def _complete(self, data: bytes) -> int:
         end = max(data.rfind(b"\n\n") + 2 if b"\n\n" in data else 0, data.rfind(b"\r\n\r\n") + 4 if b"\r\n\r\n" in data else 0)
-        return end if len(data) - end <= _LONGEST_EVENT else len(data)
+        if len(data) - end <= _LONGEST_EVENT:
+            return end
+        self._half = True
+        return len(data)
 
     def _seen(self, event: bytes) -> bytes:
         self.events += 1

@@ -7,6 +7,7 @@ calibration's confidence c, a text that is not of a task is taken for it in at m
 
 import hashlib
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -171,7 +172,7 @@ def load_or_train(path: Path, tasks: Sequence[Task], default: str, auto: Auto) -
         pass  # never trained, or a file cut short: train
     classifier = train(tasks, default, auto)
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
+    fresh = path.with_suffix(f".{os.getpid()}.new")  # workers start at once and may all be training
     fresh.write_bytes(msgspec.json.encode(classifier))
     fresh.replace(path)
     return classifier

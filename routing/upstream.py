@@ -105,6 +105,10 @@ class Answer(asyncio.Protocol):
         self._wake()
 
     # httptools callbacks
+    def on_message_begin(self) -> None:
+        if self.complete:
+            raise ValueError("a second answer to one request")  # httptools turns it into a parser error
+
     def on_header(self, name: bytes, value: bytes) -> None:
         self._header_bytes += len(name) + len(value)
         if self._header_bytes > _MAX_HEADER_BYTES:
@@ -256,6 +260,8 @@ class Pool:
         """
         while True:
             answer = self._take(origin) or await self._connect(origin, timeouts.connect_s)
+            if not answer.is_open():  # taken and dropped at once
+                raise UpstreamError("upstream_closed", sent=False)
             self._busy.add(answer)
             answer.write(request, timeouts)
             try:

@@ -51,7 +51,7 @@ def deploy(catalog: Catalog, api: ServeApi, *, home: Path, catalog_folder: Path,
                 raise
             time.sleep(_POLL_S)
             continue
-        now = {model.name: _phase(applications.get(model.name)) for model in catalog.models}
+        now = {one["name"]: _phase(one, applications.get(one["name"])) for one in wanted["applications"]}
         for name, (phase, detail) in now.items():
             if told.get(name) != phase + detail:
                 told[name] = phase + detail
@@ -125,10 +125,10 @@ def deployment(model: Model) -> dict[str, Any]:
     }
 
 
-def _phase(application: Mapping[str, Any] | None) -> tuple[str, str]:
+def _phase(wanted: Mapping[str, Any], application: Mapping[str, Any] | None) -> tuple[str, str]:
     """Where one model is (`waiting`, `starting`, `running`, `failed`) and one line about it."""
-    if application is None:
-        return "waiting", "not yet known to Serve"
+    if application is None or (application.get("deployed_app_config") or {}).get("args") != wanted["args"]:
+        return "waiting", "Serve has not taken it up yet"
     state, message = application["status"], application.get("message") or ""
     deployments = application.get("deployments", {}).values()
     detail = reason(" ".join([message, *(one.get("message") or "" for one in deployments)]))

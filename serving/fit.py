@@ -174,6 +174,10 @@ def _sum_up(subject: Subject, settings: Settings, device: Device, free: int, bla
         kv_bytes_per_token=cache.bytes_per_token, kv_low_bytes=max(kv[0], 0), kv_high_bytes=max(kv[1], 0), kv_tokens=surely.tokens,
         kv_tokens_at_best=at_best.tokens, requests=surely.concurrency, exact=fixed is not None and not blank.doubts)
     wanted = needed if fixed is None else max(fixed, needed)
+    greedy = math.ceil(device.memory_bytes * settings.gpu_memory_utilization)
+    if not settings.on_gpu and fixed is None and free < greedy:
+        return replace(answer, reason=f"without `kv_cache_memory_bytes` the engine asks for {settings.gpu_memory_utilization:.0%} of the "
+                                      f"machine's memory at its start, {gib(greedy)}; {gib(free)} are not spoken for")
     where = "GPU" if settings.on_gpu else "machine"
     if fixed is not None and needed > fixed:
         return replace(answer, reason=f"`kv_cache_memory_bytes` is {gib(fixed)}, one request of {length:,} tokens needs {gib(needed)}")
@@ -208,7 +212,7 @@ def _ladder(subject: Subject, node: Node, gpus_taken: int) -> Iterator[list[dict
     """Groups of changes to try, each group a bigger step than the one before. An empty change stands for a shorter context alone."""
     model, plain = subject.model, subject.architecture.quantization is None and "quantization" not in subject.model.engine
     if not model.gpus:
-        yield [{}]
+        yield [{}] if "kv_cache_memory_bytes" in model.engine else [{"kv_cache_memory_bytes": _four_requests(subject, node)}]
         return
     wide_cache = model.engine.get("kv_cache_dtype", "auto") == "auto" and not subject.architecture.kv_is_fp8
     cache = [{"kv_cache_dtype": "fp8"}] if wide_cache else []
@@ -217,6 +221,13 @@ def _ladder(subject: Subject, node: Node, gpus_taken: int) -> Iterator[list[dict
     yield [{}, *cache, *weights, *wider[:1]]
     yield [{**a, **b} for a, b in pairwise([*cache, *weights])]
     yield [*wider[1:], *({**a, **b} for a in weights for b in wider)]
+
+
+def _four_requests(subject: Subject, node: Node) -> int:
+    """A cache for four full-length requests, in whole MiB."""
+    settings = resolve(subject.model.engine, subject.architecture, device_of(subject.model, node), 0)
+    cache = cache_of(subject.architecture, settings)
+    return math.ceil(4 * cache.needed(settings.max_model_len, settings.in_flight) / 2**20) * 2**20
 
 
 def _doublings(gpus: int, most: int) -> list[int]:
@@ -236,4 +247,4 @@ def _shorter(subject: Subject, node: Node, placed: Sequence[Subject], wanted: in
     settings = resolve(subject.model.engine, subject.architecture, device_of(subject.model, node), subject.model.gpus)
     length = cache_of(subject.architecture, settings).longest(tried.kv_low_bytes, wanted, settings.in_flight) // 256 * 256
     shorter = replace(subject, model=_changed(subject.model, {"max_model_len": length}))
-    return length if length >= max(wanted // 4, 256) and assess(shorter, node, placed).verdict == "fits" else None
+    return length if max(wanted // 4, 256) <= length < wanted and assess(shorter, node, placed).verdict == "fits" else None

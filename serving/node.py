@@ -179,6 +179,8 @@ def _environment(home: Path, folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_LOG_TARGET": str(folder / "h/log.sock"),  # nobody reads it; Ray's default opens a UDP socket
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "h/metrics.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder / "h"), "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "h/server-state"),
+        # vLLM's application runs in Serve's own event loop: 8% less CPU per token than over a second thread (2026-11-22).
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         # A reload (any change of models) ends streams that are older than this; Serve waits 600 s for them.
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "660", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
     }

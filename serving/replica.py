@@ -9,6 +9,7 @@ from typing import Any
 
 from ray import serve
 
+from serving.abort import abortable
 from serving.engine import Engine, Spec, start_engine
 
 _WATCH_S = 0.5
@@ -28,7 +29,7 @@ class Replica:
         self._watch = asyncio.create_task(self._leave_with_the_engine())
 
     async def __serve_build_asgi_app__(self) -> Any:  # noqa: PLW3201 (the hook's documented name)
-        return self._engine.app
+        return abortable(self._engine.app)
 
     async def check_health(self) -> None:
         """Raises when the engine is dead."""

@@ -114,7 +114,8 @@ class Document:
         if missing := re.match(r"Object missing required field `(.*)`", message):
             return self.error(at, f"`{missing.group(1)}` is missing here; add it")
         if wrong := re.match(r"Invalid enum value '(.*)'", message):
-            return self.error(at, f"`{wrong.group(1)}` is not a value of `{at.rpartition('.')[2]}`{nearest(wrong.group(1), _choices(kind, at))}")
+            value, key = wrong.group(1), at.rpartition(".")[2]
+            return self.error(at, f"`{value}` is not a value of `{key}`{nearest(value, _choices(kind, at))}")
         return self.error(at, f"{message[0].lower()}{message[1:]} (at `{at}`)")
 
 

@@ -27,6 +27,7 @@ _FUSED_QKV = re.compile(r"\.(qkv_proj|query_key_value|c_attn|W_pack)\.")
 _WHOLE = re.compile(r"\.(q_a_proj|kv_a_proj_with_mqa|fused_qkv_a_proj|gate|router|shared_expert_gate)\.|"
                     r"(embed_positions|wpe|position_embeddings)\.weight$")
 _DRAFT = re.compile(r"(^|\.)(mtp|eh_proj|enorm|hnorm|shared_head)(\.|_|$)")
+_KEPT_WIDE = re.compile(r"(e_score_correction_bias|A_log)$")  # float32 in the engine whatever the checkpoint says
 _BUFFER = re.compile(r"(inv_freq|masked_bias|attn\.bias)$")
 
 
@@ -108,6 +109,8 @@ def _is_linear(name: str, tensor: Tensor) -> bool:
 def _size(name: str, tensor: Tensor, cast: int | None, online: float | None) -> float:
     if cast is None or tensor.dtype not in ("F32", "F16", "BF16"):
         return tensor.bytes
+    if _KEPT_WIDE.search(name):
+        return tensor.elements * 4
     return tensor.elements * (online if online is not None and _is_linear(name, tensor) else cast)
 
 

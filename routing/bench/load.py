@@ -8,128 +8,20 @@ counted and what is charged belong together. Nothing is retried: whatever goes w
 import asyncio
 import gc
 import json
-import re
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
 from typing import Any
 
 import httptools
 import msgspec
 import uvloop
 
+from routing.bench.plan import Outcome, Plan, Times
 from routing.bench.processes import cpu_seconds
+from routing.bench.sse import Stream
 
-_STAMP = re.compile(rb'"t=(\d{19}) ')
-_WORDS = re.compile(rb'"(?:content|reasoning_content|reasoning)": ?"[^"]')
-_TOKENS = re.compile(rb'"completion_tokens": ?(\d+)')
 _GOLDEN = 0.6180339887
-
-
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What to send. `bodies` are sent in turn. `chunks`: how many stamped content chunks each stream must have (mock upstream only).
-
-    `spread_s` spreads the first streams over that time, so that TTFT and chunks are not those of one burst; it goes before the warm-up.
-    """
-
-    host: str
-    port: int
-    path: str
-    headers: dict[str, str]
-    bodies: Sequence[str]
-    connections: int
-    stream: bool = False
-    chunks: int | None = None
-    spread_s: float = 0.0
-    warm_s: float = 0.5
-    seconds: float = 0.0
-    count: int = 0
-    rate: float = 0.0
-    patience_s: float = 30.0
-    pids: Sequence[int] = ()
-
-
-class Times(msgspec.Struct, frozen=True):
-    """Microseconds: median and 99th percentile of `n` samples."""
-
-    n: int = 0
-    p50: float = 0.0
-    p99: float = 0.0
-
-    @classmethod
-    def of(cls, samples_ns: list[int]) -> "Times":
-        """Of samples in nanoseconds."""
-        if not samples_ns:
-            return cls()
-        samples_ns.sort()
-        n = len(samples_ns)
-        return cls(n, samples_ns[n // 2] / 1e3, samples_ns[min(n - 1, n * 99 // 100)] / 1e3)
-
-
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What happened in the window. `failures` are those of the whole run, by kind; `requests` were answered as they should be."""
-
-    seconds: float
-    requests: int
-    chunks: int
-    tokens: int
-    cpu_s: float
-    latency: Times
-    ttft: Times
-    relay: Times
-    failures: dict[str, int]
-
-
-class Stream:
-    """One server-sent-event stream as it arrives: its content chunks, their delays, whether usage and `[DONE]` came."""
-
-    __slots__ = ("carry", "chunks", "done", "first", "is_stamped", "last_stamp", "tokens", "wrong_order")
-
-    def __init__(self, *, is_stamped: bool) -> None:
-        self.is_stamped = is_stamped
-        self.carry = b""
-        self.chunks = 0
-        self.tokens = 0
-        self.last_stamp = 0
-        self.first = False
-        self.done = False
-        self.wrong_order = False
-
-    def feed(self, data: bytes, now_ns: int, delays_ns: list[int]) -> int:
-        """How many content chunks `data` completes."""
-        if self.carry:
-            data = self.carry + data
-        end = data.rfind(b"\n\n") + 2
-        self.carry = data[end:] if end > 1 else data
-        if end <= 1:
-            return 0
-        data = data[:end]
-        if self.is_stamped:
-            stamps = [int(stamp) for stamp in _STAMP.findall(data)]
-            for stamp in stamps:
-                self.wrong_order |= stamp < self.last_stamp
-                self.last_stamp = stamp
-                delays_ns.append(now_ns - stamp)
-            found = len(stamps)
-        else:
-            found = len(_WORDS.findall(data))
-        if not found or b'"completion_tokens"' in data:
-            if usage := _TOKENS.findall(data):
-                self.tokens = int(usage[-1])
-            self.done = self.done or b"data: [DONE]" in data
-        self.chunks += found
-        return found
-
-    def fault(self, chunks: int | None) -> str:
-        """What was wrong with the whole stream; empty where nothing was."""
-        if chunks is not None and self.chunks != chunks:
-            return f"chunks_{self.chunks}_of_{chunks}"
-        if self.wrong_order:
-            return "chunks_out_of_order"
-        if not self.tokens:
-            return "usage_missing"
-        return "" if self.done else "done_missing"
 
 
 class Connection(asyncio.Protocol):
@@ -152,6 +44,10 @@ class Connection(asyncio.Protocol):
         if self._run.plan.stream:
             self.stream = Stream(is_stamped=self._run.plan.chunks is not None)
         self._transport.write(request)
+
+    def is_closing(self) -> bool:
+        """Whether it can't be used again."""
+        return self._transport is None or self._transport.is_closing()
 
     def close(self) -> None:
         """Cuts it."""
@@ -203,14 +99,13 @@ class Run:
         self._free: list[Connection] = []
         self._due: deque[int] = deque()
         self._issued = 0
-        self._answered = 0
         self._is_over = False
         self._all_answered = asyncio.Event()
         self._failures: Counter[str] = Counter()
         self._open_window()
 
     def _open_window(self) -> None:
-        self._good = self._chunks = self._tokens = 0
+        self._good = self._chunks = self._tokens = self._reads = 0
         self._latency_ns: list[int] = []
         self._ttft_ns: list[int] = []
         self._relay_ns: list[int] = []
@@ -246,23 +141,22 @@ class Run:
     def _outcome(self) -> Outcome:
         cpu_s = cpu_seconds(self.plan.pids) - self._cpu_s
         seconds = (time.monotonic_ns() - self._began_ns) / 1e9
-        return Outcome(seconds=seconds, requests=self._good, chunks=self._chunks, tokens=self._tokens, cpu_s=cpu_s,
+        return Outcome(seconds=seconds, requests=self._good, chunks=self._chunks, tokens=self._tokens, cpu_s=cpu_s, reads=self._reads,
                        latency=Times.of(list(self._latency_ns)), ttft=Times.of(list(self._ttft_ns)), relay=Times.of(list(self._relay_ns)),
                        failures=dict(self._failures))  # fmt: skip
 
-    async def _connect(self, i: int = 0) -> None:
+    async def _connect(self, i: int = 0) -> Connection | None:
         await asyncio.sleep(0.001 * (i // 64))  # no flood of handshakes
         try:
             _, connection = await self._loop.create_connection(lambda: Connection(self), self.plan.host, self.plan.port)
         except OSError:
             self._failures["connect_failed"] += 1
-            return
+            return None
         self._connections.add(connection)
+        return connection
 
     async def _reconnect(self) -> None:
-        before = set(self._connections)
-        await self._connect()
-        for connection in self._connections - before:
+        if connection := await self._connect():
             self._next(connection)
         self._note_end()
 
@@ -293,6 +187,8 @@ class Run:
 
     def _next(self, connection: Connection) -> None:
         """Gives a free connection its next request, or lets it rest."""
+        if connection.is_closing():
+            return
         if self._is_over or (self.plan.count and self._issued >= self.plan.count):
             self._note_end()
         elif not self.plan.rate:
@@ -320,6 +216,7 @@ class Run:
             if connection.due_ns >= self._began_ns:
                 self._ttft_ns.append(now_ns - connection.due_ns)
         self._chunks += found
+        self._reads += found > 0
 
     def finished(self, connection: Connection, fault: str) -> None:
         """An exchange is over, well or not."""
@@ -330,8 +227,7 @@ class Run:
             self._good += 1
             self._tokens += connection.stream.tokens if connection.stream is not None else 0
             self._latency_ns.append(time.monotonic_ns() - connection.due_ns)
-        if connection in self._connections and not connection.is_closing():
-            self._next(connection)
+        self._next(connection)
 
     def lost(self, connection: Connection) -> None:
         """A connection is closed. In the middle of an exchange that is a failure; between two it is the other side's right."""
@@ -349,8 +245,8 @@ class Run:
 
 def _request(plan: Plan, body: str) -> bytes:
     data = body.encode()
-    lines = [f"POST {plan.path} HTTP/1.1", f"host: {plan.host}:{plan.port}", "content-type: application/json", f"content-length: {len(data)}",
-             *(f"{name}: {value}" for name, value in plan.headers.items()), "", ""]  # fmt: skip
+    headers = {"host": f"{plan.host}:{plan.port}", "content-type": "application/json", "content-length": str(len(data)), **plan.headers}
+    lines = [f"POST {plan.path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
     return "\r\n".join(lines).encode() + data
 
 

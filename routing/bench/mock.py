@@ -48,7 +48,7 @@ def _usage(chunks: int) -> dict[str, int]:
 @cache
 def _answer(chunks: int) -> bytes:
     """A whole chat completion: head and body."""
-    message = {"role": "assistant", "content": "All is well. " * 14, "refusal": None, "tool_calls": []}
+    message: dict[str, object] = {"role": "assistant", "content": "All is well. " * 14, "refusal": None, "tool_calls": []}
     return _json({"id": "chatcmpl-mock0123456789", "object": "chat.completion", "created": 1700000000, "model": "mock", "choices": [
         {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}], "usage": _usage(chunks)})  # fmt: skip
 
