@@ -63,5 +63,6 @@ lab: setup  ## open JupyterLab on the notebooks (loopback, with a token)
 pins: $(STAMP)  ## compile requirements/*.txt anew from pyproject.toml
 	@requirements/compile $(BIN)/uv
 
-demo-models: setup  ## train the demo models again (about half an hour on two cores)
-	@$(BIN)/python -m serving.demo.train
+demo-models: setup  ## train the demo models again (about an hour)
+	@for task in extraction reasoning chat; do $(BIN)/python -m evals.suites generate --task $$task --out build/demo/$$task.jsonl || exit 1; done
+	@$(BIN)/python -m serving.demo.train --data build/demo

@@ -1,6 +1,8 @@
 """The front door: one command whose parts are loaded when they are used. What spans rooms (up, down, status, check) is here."""
 
+import dataclasses
 import importlib
+import json
 import signal
 import sys
 import time
@@ -22,7 +24,7 @@ _HOME = click.option("--home", envvar="INHOUSE_HOME", default=".inhouse", show_d
 _CURL = """\
   curl {url}/v1/chat/completions -H "Authorization: Bearer $(cat {key})" \\
     -H 'Content-Type: application/json' -d '{{"model": "auto", "messages": [{{"role": "user",
-    "content": "Please confirm AB-4711: 12 pumps for Ann Keller, Lenzburg, by 3 May 2027, total EUR 980.50"}}]}}'"""
+    "content": "Please confirm AB-4711. 12 pumps go to Ann Keller at our Leeds site before 3 May 2027; we pay EUR 980.50."}}]}}'"""
 
 
 class _Parts(click.Group):
@@ -79,6 +81,7 @@ def _up(home: Path, port: int, models_port: int, workers: int) -> None:
     was_up = serving.is_up(home) and routing.is_up(settings)
     try:
         if not was_up:
+            serving.check(home, settings.models)
             serving.stop(home)
             serving.check_port(port, "the router listens on it; choose another with --port or INHOUSE_PORT")
         for progress in serving.start(home, settings.models, models_port):
@@ -92,9 +95,8 @@ def _up(home: Path, port: int, models_port: int, workers: int) -> None:
         while routing.ask(settings, key.read_text().strip(), site.routes.default_task) != 200:
             time.sleep(0.2)
     except BaseException:
-        if not was_up:
-            click.echo("cleaning up what was started", err=True)
-            serving.stop(home)
+        if not was_up and (ended := serving.stop(home)):
+            click.echo(f"ended the {ended} processes that were started", err=True)
         raise
     url = f"http://{settings.host}:{port}"
     click.echo(f"{time.monotonic() - started:6.1f} s  ready     a model has answered through the router\n\n"
@@ -125,6 +127,45 @@ def down(home: Path) -> None:
     with _told():
         ended = serving.stop(home.absolute())
     click.echo(f"ended {ended} processes" if ended else "nothing was running")
+
+
+@main.command()
+@_HOME
+def check(home: Path) -> None:
+    """Validate models.yaml, routes.yaml and the model folders without starting anything.
+
+    Example: INHOUSE_ROUTES=new-routes.yaml inhouse check
+    """
+    from routing import cli as routing
+    from serving import local as serving
+
+    with _told():
+        settings = routing.settings_for(home)
+        site = routing.site_of(settings)
+        serving.check(home.absolute(), settings.models)
+    click.echo(f"ok: {len(site.models)} models, {len(site.tasks)} tasks")
+
+
+@main.command()
+@_HOME
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status(home: Path, *, as_json: bool) -> None:
+    """Show processes, models, readiness, memory and tokens per second (measured over one second).
+
+    Example: inhouse status --json
+    """
+    from routing import cli as routing
+    from serving import local as serving
+
+    settings = routing.running_settings(home.absolute())
+    router = routing.readiness(settings)
+    with _told():
+        node = serving.status(home.absolute())
+    if as_json:
+        click.echo(json.dumps({"router": router, "node": dataclasses.asdict(node), "rss_bytes": node.rss_bytes}, indent=1))
+        return
+    for line in (*routing.readiness_lines(settings, router), *serving.status_lines(node)):
+        click.echo(line)
 
 
 def _say(started: float, progress: Any) -> None:

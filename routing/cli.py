@@ -143,6 +143,16 @@ def settings_for(home: Path, **changes: Any) -> "Settings":
     return Settings.from_environment()._replace(home=home.absolute(), **changes)
 
 
+def running_settings(home: Path) -> "Settings":
+    """The settings that the router of this home was last started with; those of the environment where there was none."""
+    settings = settings_for(home)
+    try:
+        told = json.loads((home / "run" / "router.json").read_text())
+        return settings._replace(**{name: type(getattr(settings, name))(value) for name, value in told.items()})
+    except (OSError, ValueError, TypeError):
+        return settings
+
+
 def site_of(settings: "Settings") -> Any:
     """The site, with a wrong file told as one line."""
     from routing.config import ConfigError
@@ -155,18 +165,32 @@ def site_of(settings: "Settings") -> Any:
 
 def is_up(settings: "Settings") -> bool:
     """Whether a router answers at these settings' address."""
-    return _get(settings, "/healthz") == 200
+    return _call(settings, "GET", "/healthz", None, {})[0] == 200
 
 
-def is_ready(settings: "Settings") -> bool:
-    """Whether the router has a model for every task."""
-    return _get(settings, "/readyz") == 200
+def readiness(settings: "Settings") -> dict[str, Any]:
+    """What `/readyz` says; empty where no router answers."""
+    status, body = _call(settings, "GET", "/readyz", None, {})
+    return dict(json.loads(body)) if status in (200, 503) else {}
+
+
+def readiness_lines(settings: "Settings", state: Mapping[str, Any]) -> list[str]:
+    """The same for a person."""
+    where = f"http://{settings.host}:{settings.port}"
+    if not state:
+        return [f"router     does not answer at {where}; start it with `inhouse up` (INHOUSE_PORT where it listens elsewhere)"]
+    missing = [task for task, is_ready in state["tasks"].items() if not is_ready]
+    auto = "serves" if state["auto"]["serves"] else "is off: tasks can't be told apart well enough"
+    return [f"router     {'ready' if state['ready'] else 'NOT READY'} at {where}"
+            f"{f', no model answers for: {chr(44).join(missing)}' if missing else ''}; auto {auto}; ledger {state['ledger']}"]  # fmt: skip
 
 
 def start_router(settings: "Settings", marks: Mapping[str, str]) -> "subprocess.Popen[bytes]":
     """Starts the router as a process of its own that outlives the caller. `marks` go into its environment. Its log: logs/router.log."""
     log = settings.home / "logs" / "router.log"
     log.parent.mkdir(parents=True, exist_ok=True)
+    told = {name: value if isinstance(value, int) else str(value) for name, value in settings._asdict().items()}
+    (settings.home / "run" / "router.json").write_text(json.dumps(told, indent=1))
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     with log.open("ab") as out:
         return subprocess.Popen([sys.executable, "-m", "routing.server"], stdin=subprocess.DEVNULL, stdout=out, stderr=out,
@@ -186,20 +210,17 @@ def await_router(settings: "Settings", process: "subprocess.Popen[bytes]") -> No
 def ask(settings: "Settings", key: str, task: str) -> int:
     """One tiny completion through the router; the HTTP status."""
     body = json.dumps({"model": f"task/{task}", "max_tokens": 1, "messages": [{"role": "user", "content": "hello"}]})
-    return _call(settings, "POST", "/v1/chat/completions", body, {"Authorization": f"Bearer {key}", "Content-Type": "application/json"})
+    return _call(settings, "POST", "/v1/chat/completions", body, {"Authorization": f"Bearer {key}", "Content-Type": "application/json"})[0]
 
 
-def _get(settings: "Settings", path: str) -> int:
-    return _call(settings, "GET", path, None, {})
-
-
-def _call(settings: "Settings", method: str, path: str, body: str | None, headers: Mapping[str, str]) -> int:
+def _call(settings: "Settings", method: str, path: str, body: str | None, headers: Mapping[str, str]) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection(settings.host, settings.port, timeout=60 if body else 2)
     try:
         connection.request(method, path, body, dict(headers))
-        return connection.getresponse().status
+        response = connection.getresponse()
+        return response.status, response.read()
     except (OSError, http.client.HTTPException):
-        return 0
+        return 0, b""
     finally:
         connection.close()
 

@@ -41,7 +41,7 @@ class Row(NamedTuple):
     total_ms: float
 
 
-_INSERT = str(insert(LEDGER).values({name: None for name in Row._fields}).compile(dialect=sqlite.dialect()))
+_INSERT = str(insert(LEDGER).values(dict.fromkeys(Row._fields)).compile(dialect=sqlite.dialect()))
 
 
 class Ledger:
@@ -75,8 +75,7 @@ class Ledger:
             return
         rows = self._rows[:n]
         try:
-            with self._engine.begin() as connection:
-                connection.exec_driver_sql(_INSERT, rows)
+            written = self._write(rows)
         except (SQLAlchemyError, sqlite3.Error) as error:
             if not self.failing:
                 log.error("ledger: cannot write (%s); rows are kept and tried again", type(error).__name__)
@@ -88,4 +87,19 @@ class Ledger:
         if self.failing:
             log.warning("ledger: writing again")
         self.failing = False
-        self._also(rows)
+        try:
+            self._also(written)
+        except Exception:
+            log.exception("ledger: %d rows were written but not counted", len(written))
+
+    def _write(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """The rows that are in the database now: all of them, but for one that no database could hold."""
+        try:
+            with self._engine.begin() as connection:
+                connection.exec_driver_sql(_INSERT, rows)
+            return rows
+        except (OverflowError, ValueError, TypeError):
+            if len(rows) == 1:
+                log.exception("ledger: a row of request %s is given up", ascii(rows[0].request_id))
+                return ()
+        return [written for row in rows for written in self._write([row])]

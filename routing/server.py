@@ -38,6 +38,7 @@ _TICK_S = 0.25
 _WATCH_AFTER_S = 0.2  # quick answers need no watch for the caller leaving; slower ones get it at the next tick
 _HEALTH_EVERY_S = 1.0
 _HEALTH_TIMEOUTS = Timeouts(1.0, 5.0, 5.0, 5.0)
+_LINGER_S = 5.0
 _SHUTDOWN_S = 30
 
 
@@ -134,6 +135,8 @@ class App:
             self._exchanges.discard(exchange)
             if exchange.watch is not None:
                 exchange.watch.cancel()
+        if not exchange.body_read and not exchange.reason:
+            await _linger(exchange)
 
     async def _reply(self, scope: dict[str, Any], exchange: Exchange, at: float) -> Reply:
         """The reply to a request, a refusal's included. Our own bugs become a plain 500 and a line in the log."""
@@ -267,7 +270,7 @@ async def _body(headers: dict[bytes, bytes], exchange: Exchange, limits: Limits)
     if expected > limits.body_bytes:
         raise TooLarge(f"the body is {expected} bytes; at most {limits.body_bytes} are taken (`limits.body_bytes` in routes.yaml)")
     message = await exchange.receive()
-    body = message.get("body", b"")
+    body: bytes = message.get("body", b"")
     if len(body) < expected or (not expected and message.get("more_body")):
         parts, got = [body], len(body)
         while message.get("more_body"):
@@ -282,6 +285,14 @@ async def _body(headers: dict[bytes, bytes], exchange: Exchange, limits: Limits)
         await asyncio.sleep(0)  # the cancellation arrives here
     exchange.body_read = True
     return body
+
+
+async def _linger(exchange: Exchange) -> None:
+    """Reads away what a refused caller is still sending, for a while: hanging up on it would destroy the refusal on its way."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LINGER_S):
+            while (await exchange.receive()).get("more_body"):
+                pass
 
 
 def _refused(refusal: Refusal, scope: dict[str, Any]) -> Reply:

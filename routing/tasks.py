@@ -10,6 +10,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -27,9 +28,9 @@ def features(text: str) -> set[str]:
     """The n-grams of a text: words and pairs of words, and character trigrams of the words. Digits count as one."""
     words = ["0" if word.isdigit() else word for word in _WORDS.findall(text[:400].lower())[:_LONGEST]]
     found = set(words)
-    found.update(map(" ".join, zip(words, words[1:], strict=False)))
+    found.update(map(" ".join, pairwise(words)))
     line = " ".join(word for word in words if word.isalpha())[:160]
-    found.update([f"~{line[i : i + 3]}" for i in range(0, len(line) - 2)])
+    found.update([f"~{line[i : i + 3]}" for i in range(len(line) - 2)])
     return found
 
 
@@ -146,7 +147,7 @@ def _threshold(strangers: Sequence[float], confidence: float) -> float:
 
 def _report(
     task: Task, c: int, held_out: Sequence[Sequence[float]], labels: Sequence[int], thresholds: Sequence[float], auto: Auto, *, is_default: bool
-) -> Report:  # noqa: PLR0913 (what one line of the report is made of)
+) -> Report:
     accepted = right = 0
     own = sum(label == c for label in labels)
     for shares, label in zip(held_out, labels, strict=True):

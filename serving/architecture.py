@@ -58,9 +58,13 @@ class Layer:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A model as far as memory is concerned. `doubts` name what the computation does not cover exactly."""
+    """A model as far as memory is concerned: `depth` decoder layers, of which `layers` have a cache or state of their own.
+
+    `doubts` name what the computation does not cover exactly.
+    """
 
     model_type: str
+    depth: int
     layers: tuple[Layer, ...]
     hidden: int
     intermediate: int
@@ -94,7 +98,7 @@ def read_architecture(config: Config) -> Architecture:
     quantization = text.get("quantization_config") or config.get("quantization_config") or config.get("compression_config") or {}
     layers, doubts = _layers(kind, text)
     return Architecture(
-        model_type=kind, layers=layers, hidden=hidden,
+        model_type=kind, depth=_depth(text), layers=layers, hidden=hidden,
         intermediate=_number(text, "intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", default=4 * hidden),
         vocab=_number(text, "vocab_size", default=0), query_heads=heads, kv_heads=_kv_heads(kind, text, heads),
         max_length=_max_length(kind, text),
@@ -122,7 +126,7 @@ def _kv_heads(kind: str, text: Config, heads: int) -> int:
 
 
 def _layers(kind: str, text: Config) -> tuple[tuple[Layer, ...], list[str]]:
-    count = _number(text, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
+    count = _depth(text)
     doubts: list[str] = []
     if kind in _ENCODERS:
         return (), ["an encoder keeps no KV cache; its memory is weights and activations"]
@@ -140,10 +144,14 @@ def _layers(kind: str, text: Config) -> tuple[tuple[Layer, ...], list[str]]:
     return tuple(layers[:count - _number(text, "num_kv_shared_layers", default=0)]), doubts
 
 
+def _depth(text: Config) -> int:
+    return _number(text, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
+
+
 def _override(kind: str, text: Config, layer: int, name: str) -> Config:
     """What is different for one layer: transformers' `per_layer_config`, or Gemma 4's older keys for its global layers."""
     if isinstance(each := text.get("per_layer_config"), Mapping):
-        return dict(each.get(str(layer), {}))
+        return next((dict(changes) for index, changes in each.items() if int(index) == layer), {})  # keys are "05" or "5"
     if kind != "gemma4_text" or name != "full_attention":
         return {}
     heads = text.get("num_global_key_value_heads") if text.get("attention_k_eq_v") else None

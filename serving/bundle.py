@@ -77,7 +77,7 @@ def create(models: Sequence[Model], out: Path, *, home: Path, catalog_folder: Pa
 
 def _line(model: Model, sources: dict[str, _Source], home: Path, catalog_folder: Path) -> dict[str, Any]:
     """The model's catalog line for the other site; local paths become places below its INHOUSE_HOME/models."""
-    line: dict[str, Any] = {key: value for key, value in msgspec.to_builtins(model).items() if value not in (None, {}, [], ())}
+    line: dict[str, Any] = {**_spoken(model), "price": _spoken(model.price)}
     place = _add(sources, model.folder(home, catalog_folder), model)
     if model.path is not None:
         line["path"] = place
@@ -85,6 +85,13 @@ def _line(model: Model, sources: dict[str, _Source], home: Path, catalog_folder:
         as_model = msgspec.structs.replace(model, name=adapter.name, repo=None)
         written["path"] = _add(sources, (catalog_folder / adapter.path).resolve(), as_model)
     return line
+
+
+def _spoken(struct: msgspec.Struct) -> dict[str, Any]:
+    """What was written in the catalog: everything that is not a default."""
+    fields = msgspec.structs.fields(struct)
+    return {field.name: msgspec.to_builtins(getattr(struct, field.name)) for field in fields
+            if field.required or getattr(struct, field.name) not in (field.default, {}, ())}
 
 
 def _add(sources: dict[str, _Source], folder: Path, model: Model) -> str:

@@ -11,6 +11,7 @@ import click
 
 from serving.catalog import SHIPPED, Catalog, Model, json_schema, read_catalog
 from serving.strict import ConfigError
+from serving.table import fit_row, scaled, show
 
 if TYPE_CHECKING:
     from serving.fit import Subject
@@ -76,7 +77,7 @@ def list_(catalog_path: Path, home: Path, as_json: bool) -> None:
             rows.append({"name": model.name, "source": model.path or f"{model.repo}@{str(model.revision)[:12]}", "license": model.license,
                          "gpus": model.gpus, "replicas": model.replicas, "here": here, "folder": str(folder),
                          "description": model.description})
-    _show(rows, as_json, ["name", "source", "license", "gpus", "replicas", "here", "description"])
+    show(rows, as_json, ["name", "source", "license", "gpus", "replicas", "here", "description"])
 
 
 @models.command()
@@ -94,13 +95,13 @@ def search(query: str, limit: int, as_json: bool) -> None:
         found = hub.search(query, limit=limit)
     rows = [asdict(one) for one in found]
     if as_json:
-        _show(rows, as_json, [])
+        show(rows, as_json, [])
         return
     for row in rows:
-        row["parameters"] = _scaled(row["parameters"])
+        row["parameters"] = scaled(row["parameters"])
         row["size"] = "no safetensors" if row["weight_bytes"] is None else f"{row['weight_bytes'] / 1e9:.1f} GB"
-        row["downloads"] = _scaled(row["downloads"])
-    _show(rows, as_json, ["repo", "license", "parameters", "size", "downloads", "likes", "gated", "last_modified", "revision"])
+        row["downloads"] = scaled(row["downloads"])
+    show(rows, as_json, ["repo", "license", "parameters", "size", "downloads", "likes", "gated", "last_modified", "revision"])
 
 
 @models.command()
@@ -132,7 +133,7 @@ def fetch(names: tuple[str, ...], catalog_path: Path, home: Path) -> None:
 @catalog_option
 @home_option
 def verify(names: tuple[str, ...], catalog_path: Path, home: Path) -> None:
-    """Hash every file of fetched models again and name those that changed.
+    """Hash every file of fetched models again; name those that changed, are missing or do not belong.
 
     Example: inhouse models verify qwen3-8b
     """
@@ -144,7 +145,7 @@ def verify(names: tuple[str, ...], catalog_path: Path, home: Path) -> None:
     for problem in found:
         click.echo(problem, err=True)
     if found:
-        raise click.ClickException(f"{len(found)} problems; delete the folders and fetch again")
+        raise click.ClickException(f"{len(found)} problems; delete the files named above and fetch again")
     click.echo(f"{len(chosen)} fetched models are as their manifests say")
 
 
@@ -153,6 +154,7 @@ def verify(names: tuple[str, ...], catalog_path: Path, home: Path) -> None:
 @click.option("--node", "nodes", multiple=True, metavar="SPEC",
               help="A machine: name=gpu1,gpus=4,gpu_memory=80GiB,gpu_type=h100,ram=512GiB. Default: this one.")
 @click.option("--nodes", "nodes_path", type=click.Path(path_type=Path), help="A YAML file with `nodes:`, a list of such machines.")
+@click.option("--together", is_flag=True, help="Place all replicas of all the models on the machines, beside each other.")
 @click.option("--placed", multiple=True, metavar="NAME[@NODE]", help="A catalog model already on the machines (or on one).")
 @catalog_option
 @home_option
@@ -164,7 +166,7 @@ def fit(names: tuple[str, ...], nodes: tuple[str, ...], nodes_path: Path | None,
     """
     from serving import hub
     from serving.fit import fit as try_on
-    from serving.fit import read_subject
+    from serving.fit import place, read_subject
 
     catalog_path, home = options["catalog_path"], options["home"]
     with one_line_errors():
@@ -175,14 +177,17 @@ def fit(names: tuple[str, ...], nodes: tuple[str, ...], nodes_path: Path | None,
 
         machines = _machines(nodes, nodes_path)
         beside = [(subject(catalog.named(name)), at) for name, at in (_placed(text, machines) for text in placed)]
-        answers = [try_on(subject(model), node, [other for other, at in beside if at in ("", node.name)])
-                   for model in _chosen(catalog, names) for node in machines]
+        asked = [subject(model) for model in _chosen(catalog, names)]
+        if options["together"]:
+            answers = place(asked, machines, beside)
+        else:
+            answers = [try_on(one, node, [other for other, at in beside if at in ("", node.name)]) for one in asked for node in machines]
     if options["as_json"]:
         click.echo(json.dumps([{**asdict(answer), "requests": round(answer.requests, 2) if answer.kv_tokens else None,
                                 "sentence": answer.sentence} for answer in answers], indent=1))
         return
     columns = ["model", "node", "verdict", "weights", "runtime", "cache", "per token", "tokens", "requests"]
-    _show([_row(answer) for answer in answers], False, columns)
+    show([fit_row(answer) for answer in answers], False, columns)
     for answer in answers:
         click.echo(answer.sentence + (f" (not exact: {'; '.join(answer.doubts)})" if answer.doubts else ""))
 
@@ -258,43 +263,6 @@ def _placed(text: str, machines: "Sequence[Node]") -> tuple[str, str]:
     if at and at not in [node.name for node in machines]:
         raise ConfigError(f"--placed {text}: no machine `{at}`; known here: {', '.join(node.name for node in machines)}")
     return name, at
-
-
-def _row(answer: Any) -> dict[str, Any]:
-    from serving.fit import gib
-
-    if not answer.weights_bytes:
-        return {"model": answer.model, "node": answer.node, "verdict": answer.verdict}
-    best = f" to {answer.kv_tokens_at_best:,}" if answer.kv_tokens_at_best != answer.kv_tokens else ""
-    return {"model": answer.model, "node": answer.node, "verdict": answer.verdict, "weights": gib(answer.weights_bytes),
-            "runtime": f"{gib(answer.other_low_bytes)} to {gib(answer.other_high_bytes)}", "cache": gib(answer.kv_low_bytes),
-            "per token": f"{answer.kv_bytes_per_token / 1024:.4g} KiB", "tokens": f"{answer.kv_tokens:,}{best}",
-            "requests": f"{answer.requests:.2f}"}
-
-
-def _scaled(number: int | None) -> str:
-    for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
-        if number is not None and number >= size:
-            return f"{number / size:.3g}{unit}"
-    return "" if number is None else str(number)
-
-
-def _show(rows: list[dict[str, Any]], as_json: bool, columns: list[str]) -> None:
-    """A table for people, or the rows as JSON. Pipes get full width, so nothing is cut off."""
-    if as_json:
-        click.echo(json.dumps(rows, indent=1))
-        return
-    if not rows:
-        click.echo("nothing found")
-        return
-    texts = [[_text(row.get(column)) for column in columns] for row in rows]
-    widths = [max(len(line[i]) for line in [columns, *texts]) for i in range(len(columns))]
-    for line in [columns, *texts]:
-        click.echo("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
-
-
-def _text(value: Any) -> str:
-    return {True: "yes", False: "no", None: ""}.get(value, str(value)) if isinstance(value, bool | None) else str(value)
 
 
 @contextmanager

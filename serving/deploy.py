@@ -16,7 +16,7 @@ from serving.catalog import Catalog, Model
 from serving.engine import Spec
 from serving.preflight import check_folder
 from serving.progress import Progress
-from serving.serve_api import ServeApi, ServeUnreachable
+from serving.serve_api import ServeApi, ServeUnreachableError, fetch
 
 DEPLOYMENT = "Model"
 # Long generations may finish; streams have no other deadline here. `inhouse down` does not wait for them.
@@ -37,33 +37,48 @@ def deploy(catalog: Catalog, api: ServeApi, *, home: Path, catalog_folder: Path,
     `DeployError` when an engine fails, does not fit or does not come up in time; the old version of a model then goes on serving.
     """
     began = time.monotonic()
-    wanted = serve_config(catalog, home=home, catalog_folder=catalog_folder, http_port=http_port)
-    api.deploy(wanted)
+    config = serve_config(catalog, home=home, catalog_folder=catalog_folder, http_port=http_port)
+    api.deploy(config)
     yield Progress(phase="accepted", detail=f"{len(catalog.models)} models", seconds=time.monotonic() - began)
-    told: dict[str, str] = {}
-    heard = began
-    while True:
-        try:
-            applications = api.details()["applications"]
-            heard = time.monotonic()
-        except ServeUnreachable:
-            if time.monotonic() - heard > _PATIENCE_S:
-                raise
-            time.sleep(_POLL_S)
-            continue
-        now = {one["name"]: _phase(one, applications.get(one["name"])) for one in wanted["applications"]}
-        for name, (phase, detail) in now.items():
-            if told.get(name) != phase + detail:
-                told[name] = phase + detail
+    told: dict[str, tuple[str, str]] = {}
+    while any(phase != "running" for phase, _ in told.values()) or not told:
+        applications = _applications(api)
+        for wanted in config["applications"]:
+            name = wanted["name"]
+            phase, detail = _phase(wanted, applications.get(name))
+            if phase == "running" and not _answers(f"http://127.0.0.1:{http_port}/models/{name}/health"):
+                phase, detail = "starting", "engine is up, waiting for its route"
+            now = phase, detail
+            if told.get(name) != now:
+                told[name] = now
                 yield Progress(phase=phase, model=name, detail=detail, seconds=time.monotonic() - began)
             if phase == "failed":
-                raise DeployError(f"model {name} did not start: {detail}; its log: {home}/logs/ray/serve")
-        if all(phase == "running" for phase, _ in now.values()):
-            return
+                raise DeployError(f"model {name} did not start: {detail}; its log is in {home}/logs/ray/serve")
         if time.monotonic() - began > timeout_s:
-            late = ", ".join(name for name, (phase, _) in now.items() if phase != "running")
+            late = ", ".join(name for name, (phase, _) in told.items() if phase != "running")
             raise DeployError(f"not up after {timeout_s:.0f} s: {late}; `inhouse status` shows why, logs are in {home}/logs/ray/serve")
         time.sleep(_POLL_S)
+
+
+def _applications(api: ServeApi) -> Mapping[str, Any]:
+    """What Serve knows; silence is borne for a while."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return dict(api.details()["applications"])
+        except ServeUnreachableError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_POLL_S)
+
+
+def _answers(url: str) -> bool:
+    """Whether requests get through: HAProxy learns of a replica a second after Serve calls it running."""
+    try:
+        fetch(url)
+    except ServeUnreachableError:
+        return False
+    return True
 
 
 def serve_config(catalog: Catalog, *, home: Path, catalog_folder: Path, http_port: int, host: str = "127.0.0.1") -> dict[str, Any]:

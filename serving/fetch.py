@@ -41,6 +41,7 @@ def fetch(model: Model, home: Path, *, progress: Progress = lambda _there, _all:
     parts = folder / manifest.PARTS
     parts.mkdir(parents=True, exist_ok=True)
     with alone(folder):
+        (folder / manifest.NAME).unlink(missing_ok=True)  # what it promised is not there any more
         files = remote_files(model)
         size = sum(file.size for file in files)
         _check_room(folder, size - _bytes_in(folder), free_bytes(folder), model.repo)

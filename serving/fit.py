@@ -21,6 +21,7 @@ from serving.machines import Node
 from serving.settings import GIB, Device, Settings, resolve
 from serving.weights import Tensor, Tensors, local_headers, weights_per_gpu
 
+_NOT_COUNTED = ("speculative_config", "cpu_offload_gb", "decode_context_parallel_size", "enable_expert_parallel", "hf_overrides")
 Described = tuple[dict[str, Any], dict[str, Tensor]]
 
 
@@ -94,7 +95,8 @@ def assess(subject: Subject, node: Node, placed: Sequence[Subject] = ()) -> Fit:
     """The sums for one model on one machine as it stands."""
     model = subject.model
     device = device_of(model, node)
-    blank = Fit(model=model.name, node=node.name, verdict="no", doubts=subject.architecture.doubts)
+    doubts = (*subject.architecture.doubts, *(f"`{key}` is not counted" for key in _NOT_COUNTED if key in model.engine))
+    blank = Fit(model=model.name, node=node.name, verdict="no", doubts=doubts)
     if reason := _misplaced(model, node, sum(other.model.gpus * other.model.replicas for other in placed)):
         return replace(blank, reason=reason)
     try:
@@ -103,6 +105,31 @@ def assess(subject: Subject, node: Node, placed: Sequence[Subject] = ()) -> Fit:
         return replace(blank, reason=str(error))
     free = device.memory_bytes - (0 if device.on_gpu else sum(_ram(other, node) for other in placed))
     return _sum_up(subject, settings, device, free, blank)
+
+
+def place(subjects: Sequence[Subject], nodes: Sequence[Node], placed: Sequence[tuple[Subject, str]] = ()) -> list[Fit]:
+    """Every replica of every model on the first machine where it fits beside the others, the largest first.
+
+    The answers are in the order of the models asked; a replica that fits nowhere has its best try, with what would help.
+    `placed` names what is there already, with its machine.
+    """
+    there = {node.name: [subject for subject, at in placed if at in ("", node.name)] for node in nodes}
+    answers: dict[int, list[Fit]] = {}
+    sizes = [(s.model.gpus, sum(tensor.bytes for tensor in s.tensors.values())) for s in subjects]
+    for i in sorted(range(len(subjects)), key=lambda i: sizes[i], reverse=True):
+        one = replace(subjects[i], model=msgspec.structs.replace(subjects[i].model, replicas=1))
+        for _ in range(subjects[i].model.replicas):
+            tried = [assess(one, node, there[node.name]) for node in nodes]
+            found = next((answer for answer in tried if answer.verdict == "fits"), None)
+            if found is not None:
+                there[found.node].append(one)
+            answers.setdefault(i, []).append(found or _nearest_miss([fit(one, node, there[node.name]) for node in nodes]))
+    return [answer for i in range(len(subjects)) for answer in answers[i]]
+
+
+def _nearest_miss(answers: Sequence[Fit]) -> Fit:
+    """The machine where the fewest changes would do."""
+    return min(answers, key=lambda answer: (not answer.changes, answer.changes[0].count(" and ") if answer.changes else 0))
 
 
 def device_of(model: Model, node: Node) -> Device:
@@ -143,7 +170,7 @@ def _misplaced(model: Model, node: Node, gpus_taken: int) -> str:
         return f"it asks for `gpu_type: {model.gpu_type}`, {node.name} has {node.gpu_type}"
     if model.gpus > node.gpus - gpus_taken:
         taken = f", {gpus_taken} of them taken" if gpus_taken else ""
-        return f"it needs {model.gpus} GPUs on one machine, {node.name} has {node.gpus}{taken}"
+        return f"it needs {model.gpus} GPU{'s' if model.gpus > 1 else ''} on one machine, {node.name} has {node.gpus}{taken}"
     return ""
 
 

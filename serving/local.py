@@ -9,11 +9,14 @@ import click
 from serving.catalog import ConfigError, read_catalog
 from serving.deploy import DeployError, deploy
 from serving.node import NodeError, NodeSettings, is_healthy, read_node, start_node, stop_node
-from serving.preflight import PreflightError
-from serving.preflight import check_port as check_port
+from serving.preflight import PreflightError, check_folder, check_port
 from serving.processes import MARK
 from serving.progress import Progress
-from serving.serve_api import ServeRefused, ServeUnreachable
+from serving.serve_api import ServeRefusedError, ServeUnreachableError
+from serving.status import NodeStatus
+from serving.status import status as node_status
+
+__all__ = ["check", "check_port", "is_up", "load_models", "marks", "start", "status", "status_lines", "stop", "user_errors"]
 
 
 def marks(home: Path) -> dict[str, str]:
@@ -39,6 +42,33 @@ def load_models(home: Path, catalog_path: Path, http_port: int) -> Iterator[Prog
     yield from deploy(read_catalog(catalog_path), node.api, home=home, catalog_folder=catalog_path.parent, http_port=http_port)
 
 
+def check(home: Path, catalog_path: Path) -> None:
+    """Reads the catalog and looks at every model's folder. Raises `ConfigError` or `PreflightError`, before anything is started."""
+    for model in read_catalog(catalog_path).models:
+        check_folder(model, model.folder(home, catalog_path.parent))
+
+
+def status(home: Path) -> NodeStatus:
+    """What runs; takes about a second, as rates need two looks."""
+    return node_status(home, sample_s=1.0)
+
+
+def status_lines(state: NodeStatus) -> list[str]:
+    """The same for a person: models, then processes."""
+    if not state.is_running:
+        return [f"models     {state.message}"]
+    lines = [f"memory     {state.rss_bytes / 2**30:.1f} GiB resident in {len(state.processes)} processes", "",
+             f"{'MODEL':<24}{'STATE':<12}{'RUNNING':>8}{'WAITING':>8}{'TOKENS/S':>10}  REPLICAS"]  # fmt: skip
+    for model in state.models:
+        load = model.load
+        busy = f"{load.running:>8}{load.waiting:>8}{load.generated_tokens_per_s:>10.0f}" if load else f"{'-':>8}{'-':>8}{'-':>10}"
+        replicas = ", ".join(f"{replica.state} (pid {replica.pid})" for replica in model.replicas)
+        lines.append(f"{model.name:<24}{model.state:<12}{busy}  {replicas}{f'  {model.message}' if model.message else ''}")
+    lines += ["", f"{'PROCESS':<44}{'PID':>8}{'MIB':>8}"]
+    lines += [f"{process.name[:43]:<44}{process.pid:>8}{process.rss_bytes / 2**20:>8.0f}" for process in state.processes]
+    return lines
+
+
 def stop(home: Path) -> int:
     """Ends every process of this home, the router included; returns how many there were."""
     return stop_node(home)
@@ -49,5 +79,5 @@ def user_errors() -> Iterator[None]:
     """What a user can cause ends as one line on stderr and exit code 1."""
     try:
         yield
-    except (ConfigError, DeployError, NodeError, PreflightError, ServeRefused, ServeUnreachable, TimeoutError) as error:
+    except (ConfigError, DeployError, NodeError, PreflightError, ServeRefusedError, ServeUnreachableError, TimeoutError) as error:
         raise click.ClickException(" ".join(str(error).split("\n"))) from error

@@ -127,7 +127,7 @@ def problems(folder: Path, seen: Callable[[int], None] = lambda _: None) -> list
     """Hashes every file again. One line per file that is missing, changed or does not belong; empty when all is well."""
     manifest = read(folder)
     if manifest is None:
-        return [f"{folder}: no {NAME}: unfinished; fetch or import it again"]
+        return [f"{folder}: no {NAME}: not finished; fetch or import it"]
     found = []
     for name, file in manifest.files.items():
         path = folder / name

@@ -25,7 +25,7 @@ from serving.catalog import Catalog
 from serving.haproxy import write_wrapper
 from serving.preflight import check_machine, check_port
 from serving.progress import Progress
-from serving.serve_api import ServeApi, ServeRefused, ServeUnreachable
+from serving.serve_api import ServeApi, ServeRefusedError, ServeUnreachableError
 from serving.sockets import free_ports
 
 HTTP_PORT = 8100
@@ -72,7 +72,7 @@ def is_healthy(node: Node) -> bool:
     """Whether its REST API answers."""
     try:
         node.api.details()
-    except (ServeUnreachable, ServeRefused, OSError):
+    except (ServeUnreachableError, ServeRefusedError, OSError):
         return False
     return True
 
@@ -130,11 +130,13 @@ def _start(home: Path, settings: NodeSettings, catalog: Catalog) -> Node:
         sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--node-ip-address=127.0.0.1", f"--port={gcs}",
         "--min-worker-port=0", "--max-worker-port=0", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
         f"--dashboard-agent-listen-port={agent}", "--include-dashboard=true", "--include-log-monitor=false", "--no-monitor",
-        "--disable-usage-stats", f"--object-store-memory={_OBJECT_STORE_BYTES}", f"--num-cpus={_cpus(catalog)}", f"--temp-dir={folder}"]
+        "--disable-usage-stats", f"--object-store-memory={_OBJECT_STORE_BYTES}", f"--num-cpus={_cpus(catalog)}",
+        f"--temp-dir={folder / 'ray'}"]
     log = home / "logs" / "ray-start.log"
     with log.open("wb") as out:
         # A session of its own: Ctrl-C reaches only us, and we end it in order.
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment, cwd=home, start_new_session=True)
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment, cwd=home,
+                                 start_new_session=True)
         try:
             code = child.wait(timeout=_START_S)
         except subprocess.TimeoutExpired as error:
@@ -187,7 +189,10 @@ def _environment(home: Path, folder: Path) -> dict[str, str]:
 
 
 def _short_folder(home: Path) -> Path:
-    """A private folder with a short name: HAProxy's socket lies 77 characters below it, and a socket's path ends at 107."""
+    """A private folder with a short name: HAProxy's socket lies 77 characters below it, and a socket's path ends at 107.
+
+    Ray makes its own folder writable for everybody; that is one level down, where nobody else gets.
+    """
     folder = Path("/tmp") / f"inhouse-{hashlib.sha256(str(home).encode()).hexdigest()[:8]}"  # noqa: S108 (made ours and checked below)
     if folder.exists() and folder.stat(follow_symlinks=False).st_uid == os.getuid() and not folder.is_symlink():
         shutil.rmtree(folder)
@@ -198,7 +203,7 @@ def _short_folder(home: Path) -> Path:
     (folder / "tmp").mkdir()
     logs = home / "logs" / "ray"
     logs.unlink(missing_ok=True)
-    logs.symlink_to(folder / "session_latest" / "logs")
+    logs.symlink_to(folder / "ray" / "session_latest" / "logs")
     return folder
 
 

@@ -6,6 +6,7 @@ INHOUSE_HOME: another Ray cluster of the same user is never touched.
 
 import contextlib
 import os
+import re
 import signal
 import time
 from collections.abc import Iterable
@@ -84,7 +85,7 @@ def _signal(pid: int, number: signal.Signals) -> None:
 def _short(command: str) -> str:
     """What a person knows a process by: Ray's and vLLM's titles as they are, programs by their own name."""
     if command.startswith(("ray::", "VLLM::", "ray-dashboard-")):
-        return command.split(" (")[0].split("#")[0]
+        return re.split(r" \(|#|\.", command, maxsplit=1)[0]
     for word in command.split():
         name = word.rpartition("/")[2]
         if not name.startswith(("python", "-")) or name.endswith(".py"):

@@ -23,12 +23,12 @@ class Replica:
     `check_health` alone would need three of them.
     """
 
-    async def __init__(self, spec: dict[str, Any]) -> None:
+    async def __init__(self, spec: dict[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits it
         _close_handle_port()
         self._engine: Engine = await start_engine(Spec(**spec))
         self._watch = asyncio.create_task(self._leave_with_the_engine())
 
-    async def __serve_build_asgi_app__(self) -> Any:  # noqa: PLW3201 (the hook's documented name)
+    async def __serve_build_asgi_app__(self) -> Any:
         return abortable(self._engine.app)
 
     async def check_health(self) -> None:
@@ -36,7 +36,7 @@ class Replica:
         await self._engine.client.check_health()
 
     async def _leave_with_the_engine(self) -> None:
-        while not self._engine.client.errored:
+        while not self._engine.client.errored:  # noqa: ASYNC110 (vLLM sets a flag, from a thread of its own)
             await asyncio.sleep(_WATCH_S)
         await asyncio.sleep(_WATCH_S)  # callers in flight get their error first
         os._exit(1)

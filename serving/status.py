@@ -12,7 +12,7 @@ from serving import processes
 from serving.deploy import reason
 from serving.node import read_node
 from serving.processes import Process
-from serving.serve_api import ServeRefused, ServeUnreachable, fetch
+from serving.serve_api import ServeRefusedError, ServeUnreachableError, fetch
 
 _SAMPLE = re.compile(r"^(vllm:[a-z_]+)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 
@@ -76,7 +76,7 @@ def status(home: Path, *, sample_s: float = 0.5) -> NodeStatus:
         return NodeStatus(is_running=False, message="not running; start it with `inhouse up`", models=(), processes=found)
     try:
         applications = node.api.details()["applications"]
-    except (ServeUnreachable, ServeRefused, OSError) as error:
+    except (ServeUnreachableError, ServeRefusedError, OSError) as error:
         return NodeStatus(is_running=False, message=f"{error}; `inhouse up` starts it again", models=(), processes=found)
     loads = _loads({name: f"{node.http_url}/models/{name}/metrics" for name in applications}, sample_s)
     models = tuple(_model(name, application, node.http_url, loads.get(name)) for name, application in applications.items())
@@ -109,7 +109,7 @@ def _scrape(urls: Mapping[str, str]) -> dict[str, dict[str, float]]:
 def _metrics(url: str) -> str | None:
     try:
         return fetch(url)
-    except ServeUnreachable:
+    except ServeUnreachableError:
         return None
 
 

@@ -63,7 +63,8 @@ class Document:
             for event in yaml.parse(text, Loader=yaml.CSafeLoader):
                 depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
                 if depth > _MAX_DEPTH:
-                    raise ConfigError(f"{self.path}:{event.start_mark.line + 1}: nested more than {_MAX_DEPTH} levels deep")
+                    line = event.start_mark.line + 1 if event.start_mark else 1
+                    raise ConfigError(f"{self.path}:{line}: nested more than {_MAX_DEPTH} levels deep")
         except yaml.YAMLError as error:
             raise self._not_yaml(error) from error
 

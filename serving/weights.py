@@ -91,15 +91,17 @@ def weights_per_gpu(tensors: Tensors, architecture: Architecture, settings: Sett
 
 def kept(tensors: Tensors, architecture: Architecture) -> dict[str, Tensor]:
     """The tensors that the engine loads: no draft heads, no buffers, no second copy of a tied embedding."""
-    layers = len(architecture.layers)
-    return {name: tensor for name, tensor in tensors.items()
-            if not (_DRAFT.search(name) or _BUFFER.search(name) or (architecture.tied and _OUTPUT.search(name)) or _beyond(name, layers))}
+    def is_loaded(name: str) -> bool:
+        spare = _DRAFT.search(name) or _BUFFER.search(name) or (architecture.tied and _OUTPUT.search(name))
+        return not spare and not _beyond(name, architecture.depth)
+
+    return {name: tensor for name, tensor in tensors.items() if is_loaded(name)}
 
 
-def _beyond(name: str, layers: int) -> bool:
+def _beyond(name: str, depth: int) -> bool:
     """DeepSeek-V3 numbers its prediction layers after the last decoder layer."""
     found = re.match(r"model\.layers\.(\d+)\.", name)
-    return found is not None and 0 < layers <= int(found.group(1))
+    return found is not None and int(found.group(1)) >= depth
 
 
 def _is_linear(name: str, tensor: Tensor) -> bool:

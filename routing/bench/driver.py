@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 import msgspec
 
-from routing.bench.plan import Outcome, Plan
 from routing.bench.peers import Gateway
+from routing.bench.plan import Outcome, Plan
 from routing.bench.processes import Cores, Process, free_port, run_json, started
 
 PATH = "/v1/chat/completions"
@@ -30,7 +30,7 @@ def get(port: int, path: str, *, timeout_s: float = 5.0) -> tuple[int, bytes]:
         connection.close()
 
 
-def post(  # noqa: PLR0913 (an HTTP request)
+def post(
     port: int, path: str, body: str, headers: dict[str, str], *, host: str = "127.0.0.1", timeout_s: float = 30.0
 ) -> tuple[int, bytes]:
     """Status and body of a JSON POST; status 0 where nobody answers."""
@@ -51,9 +51,9 @@ class Upstream:
     def __init__(self, port: int) -> None:
         self.port = port
 
-    def pace(self, *, interval_us: int = 0, ttft_us: int = 0, chunks: int = 64, drop: int = 0) -> None:
+    def pace(self, *, interval_us: int = 0, ttft_us: int = 0, chunks: int = 64) -> None:
         """How it streams from now on."""
-        get(self.port, f"/ctl?interval_us={interval_us}&ttft_us={ttft_us}&chunks={chunks}&drop={drop}")
+        get(self.port, f"/ctl?interval_us={interval_us}&ttft_us={ttft_us}&chunks={chunks}")
 
     def requests(self) -> int:
         """How many POSTs it has taken."""

@@ -189,7 +189,7 @@ class Run:
         """Gives a free connection its next request, or lets it rest."""
         if connection.is_closing():
             return
-        if self._is_over or (self.plan.count and self._issued >= self.plan.count):
+        if self._is_enough():
             self._note_end()
         elif not self.plan.rate:
             self._ask(connection, time.monotonic_ns())
@@ -202,9 +202,11 @@ class Run:
         self._issued += 1
         connection.ask(self._requests[self._issued % len(self._requests)], due_ns)
 
+    def _is_enough(self) -> bool:
+        return self._is_over or 0 < self.plan.count <= self._issued
+
     def _note_end(self) -> None:
-        nothing_more = self._is_over or bool(self.plan.count and self._issued >= self.plan.count)
-        if (nothing_more or not self._connections) and not any(connection.is_busy for connection in self._connections):
+        if (self._is_enough() or not self._connections) and not any(connection.is_busy for connection in self._connections):
             self._all_answered.set()
 
     def arrived(self, connection: Connection, stream: Stream, body: bytes) -> None:
@@ -237,7 +239,7 @@ class Run:
         if connection.is_busy:
             connection.is_busy = False
             self._failures["connection_lost"] += 1
-        if self._is_over:
+        if self._is_enough():
             self._note_end()
         else:
             asyncio.ensure_future(self._reconnect())  # noqa: RUF006 (ends by itself; the run outlives it)

@@ -1,8 +1,8 @@
 """A stand-in for a model server that costs little and misses nothing: `python -m routing.bench.mock PORT`.
 
 Answers any path that ends in an OpenAI path, whatever stands before it: half a kilobyte of JSON, or a stream whose every chunk is one
-write and carries the monotonic time at which it was written (`t=<19 digits>` ns). `GET /ctl?interval_us=&ttft_us=&chunks=&drop=` sets
-the pace and says how many POSTs came; `drop=1` leaves out one chunk of each stream, to prove that a loss is noticed.
+write and carries the monotonic time at which it was written (`t=<19 digits>` ns). `GET /ctl?interval_us=&ttft_us=&chunks=` sets
+the pace and says how many POSTs came.
 """
 
 import asyncio
@@ -18,7 +18,6 @@ from urllib.parse import parse_qsl
 import httptools
 import uvloop
 
-STAMP_DIGITS = 19
 PROMPT_TOKENS = 210
 _STREAMED = re.compile(rb'"stream"\s*:\s*true')
 _EVENT = ('data: {"id":"chatcmpl-mock0123456789","object":"chat.completion.chunk","created":1700000000,"model":"mock",'
@@ -37,7 +36,6 @@ class Pace:
     interval_us: int = 0
     ttft_us: int = 0
     chunks: int = 64
-    drop: int = 0
     requests: int = 0
 
 
@@ -134,9 +132,7 @@ class Exchange(asyncio.Protocol):
         if i > pace.chunks:
             self._transport.write(_last_event(pace.chunks))
             return
-        if not (pace.drop and i == pace.chunks // 2):
-            event = _STOP if i == pace.chunks else (_CONTENT if i else _FIRST) % time.monotonic_ns()
-            self._transport.write(_framed(event))
+        self._transport.write(_framed(_STOP if i == pace.chunks else (_CONTENT if i else _FIRST) % time.monotonic_ns()))
         if pace.interval_us:
             self._due += pace.interval_us / 1e6
             self._timer = self._loop.call_at(self._due, self._chunk)

@@ -177,13 +177,14 @@ class Process:
                 with contextlib.suppress(OSError):
                     os.kill(pid, number)
             until = time.monotonic() + patience_s
-            while time.monotonic() < until and (not self.has_ended() or any(_lives(pid) for pid in pids)):
+            while time.monotonic() < until and (not self.has_ended() or any(is_alive(pid) for pid in pids)):
                 time.sleep(0.02)
         self._process.wait()
         self._log.close()
 
 
-def _lives(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether the process runs; one that has ended but that nobody has asked about does not."""
     fields = _stat(pid)
     return bool(fields) and fields[0] != "Z"
 

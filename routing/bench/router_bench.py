@@ -6,7 +6,7 @@ next, and both by about the same. CPU time per request and per chunk is the prim
 
 import contextlib
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,8 +15,8 @@ from typing import Any
 
 from routing.bench import peers
 from routing.bench.driver import PATH, Upstream, chat, gateway_running, generate, upstream
-from routing.bench.plan import Outcome, Plan
 from routing.bench.peers import Gateway
+from routing.bench.plan import Outcome, Plan
 from routing.bench.processes import BenchError, Cores, Process, Weather, machine, peak_rss_mib, rss_mib
 from routing.bench.report import Grid, Range, Report
 
@@ -62,19 +62,20 @@ def run(settings: Settings, say: Callable[[str], None]) -> Report:
     """The whole benchmark. Raises `BenchError` where a gateway that was asked for does not start."""
     cores, before = Cores.of_this_machine(), Weather.now()
     notes = [cores.note]
-    failures: list[str] = []
+    failures: Counter[str] = Counter()
     rounds: Rounds = defaultdict(lambda: defaultdict(list))
     with TemporaryDirectory(prefix="inhouse-bench-") as folder, upstream(cores) as mock, contextlib.ExitStack() as stack:
         field = []
         for gateway in _gateways(settings, Path(folder), mock.port, notes):
             say(f"starting {gateway.name}")
             field.append(Running(gateway, stack.enter_context(gateway_running(gateway, cores))))
+            rounds[gateway.name].clear()  # the tables' order is that of the start, not of the draw
         for i in range(settings.rounds + 1):  # round 0 warms everything up and is thrown away, but not its failures
             for scenario in _scenarios(settings):
                 for running in random.sample(field, len(field)):
                     say(f"{f'round {i} of {settings.rounds}' if i else 'warming up'}: {scenario}: {running.gateway.name}")
                     outcome = _measure(settings, scenario, running, mock, cores, is_warm_up=i == 0)
-                    failures += [f"{running.gateway.name}: {scenario}: {kind}: {n}" for kind, n in outcome.failures.items()]
+                    failures.update({f"{running.gateway.name}: {scenario}: {kind}": n for kind, n in outcome.failures.items()})
                     if i:
                         for metric, value in _metrics(scenario, outcome, has_cpu=bool(running.process)).items():
                             rounds[running.gateway.name][metric].append(value)
@@ -85,10 +86,11 @@ def run(settings: Settings, say: Callable[[str], None]) -> Report:
     if weather["load_before"] > _BUSY or weather["steal_percent"] > 2:
         notes.append(f"the machine was busy (load {weather['load_before']} before we began, {weather['steal_percent']}% of CPU time "
                      "stolen): quote nothing but ratios")  # fmt: skip
-    heaped = [name for name, metrics in rounds.items() if any(value > _HEAPED for value in metrics["chunks_per_read"])]
+    heaped = [name for name, metrics in rounds.items() if any(value > _HEAPED for value in metrics.get("chunks_per_read", ()))]
     if heaped and settings.interval_ms:
         notes.append(f"chunks came in heaps through {', '.join(heaped)}: they waited for the core, which makes a chunk look cheaper")
-    return _report(settings, rounds, failures, {"machine": {**machine(), **weather, "placement": cores.note}, "notes": notes})
+    about = {"machine": {**machine(), **weather, "placement": cores.note}, "notes": notes}
+    return _report(settings, rounds, [f"{what}: {n}" for what, n in failures.items()], about)
 
 
 def _gateways(settings: Settings, folder: Path, port: int, notes: list[str]) -> Iterator[Gateway]:
@@ -115,7 +117,7 @@ def _scenarios(settings: Settings) -> list[str]:
     return ["requests", *(["streams"] if settings.streams else []), *(["rate"] if settings.rate else [])]
 
 
-def _measure(settings: Settings, scenario: str, running: Running, mock: Upstream, cores: Cores, *, is_warm_up: bool) -> Outcome:  # noqa: PLR0913
+def _measure(settings: Settings, scenario: str, running: Running, mock: Upstream, cores: Cores, *, is_warm_up: bool) -> Outcome:
     gateway = running.gateway
     streams = scenario == "streams"
     interval_us = int(settings.interval_ms * 1000)
@@ -125,7 +127,7 @@ def _measure(settings: Settings, scenario: str, running: Running, mock: Upstream
         bodies=[chat(gateway.model, stream=streams, body_bytes=settings.body_bytes)],
         connections=settings.streams if streams else settings.connections,
         stream=streams, chunks=_CHUNKS if streams else None, spread_s=_CHUNKS * interval_us / 1e6 if streams else 0.0,
-        warm_s=0.1 if is_warm_up else 0.5, seconds=1.0 if is_warm_up else settings.seconds,
+        warm_s=0.1 if is_warm_up else 0.5, seconds=min(1.0, settings.seconds) if is_warm_up else settings.seconds,
         rate=settings.rate if scenario == "rate" else 0.0, pids=running.pids,
     ), cores)  # fmt: skip
 
@@ -172,7 +174,8 @@ def _added(rounds: Rounds) -> None:
 _REQUEST_COLUMNS = {"us CPU/request": "cpu_us_per_request", "requests/s": "requests_per_s", "core busy": "core_share",
                     "requests/core-s": "requests_per_core_s", "p50 us": "latency_p50_us", "peak MiB": "peak_rss_mib"}  # fmt: skip
 _STREAM_COLUMNS = {"us CPU/chunk": "cpu_us_per_chunk", "chunks/s": "chunks_per_s", "TTFT p50 us": "ttft_p50_us",
-                   "added": "ttft_added_p50_us", "relay p50 us": "relay_p50_us", "relay p99 us": "relay_p99_us", "chunks/read": "chunks_per_read"}  # fmt: skip
+                   "added": "ttft_added_p50_us", "relay p50 us": "relay_p50_us", "relay p99 us": "relay_p99_us",
+                   "chunks/read": "chunks_per_read"}  # fmt: skip
 _RATE_COLUMNS = {"p50 us": "rate_p50_us", "p99 us": "rate_p99_us"}
 
 

@@ -39,12 +39,12 @@ class Recipe:
 
 
 RECIPES = {
-    "demo-extractor": Recipe(hidden=160, layers=3, inner=384, steps=1200, shares={"extraction": 1.0}, seed=1),
+    "demo-extractor": Recipe(hidden=160, layers=3, inner=384, steps=800, shares={"extraction": 1.0}, seed=1),
     "demo-generalist": Recipe(
         hidden=160,
         layers=4,
         inner=448,
-        steps=1500,
+        steps=1200,
         shares={"reasoning": 0.55, "chat": 0.33, "extraction": 0.12},
         seed=2,
         rows_a_step=64,
@@ -62,7 +62,7 @@ def make_tokenizer(texts: Iterable[str]) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.Split(Regex(" (?=[A-Z])"), "isolated"),
+            pre_tokenizers.Split(Regex(r" (?=\p{Lu})"), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from routing.errors import BadAnswer
@@ -129,11 +129,10 @@ def test_responses_counts_come_from_the_completed_event():
     assert tee.tokens == Tokens(2, 6)
 
 
-@settings(deadline=None, max_examples=5)
-@given(step=st.integers(5_000, 300_000))
+@pytest.mark.parametrize("step", [20_000, 300_000])
 def test_a_huge_event_is_forwarded_without_being_held_whole(step):
-    """An event of 3 MB comes through as it is, of which at most 1 MiB and a chunk is ever held."""
-    event = b'data: {"x":"' + b"y" * 3_000_000 + b'"}\n\n'
+    """An event of 2 MB comes through as it is, of which at most 1 MiB and a chunk is ever held."""
+    event = b'data: {"x":"' + b"y" * 2_000_000 + b'"}\n\n'
     tee = Tee("openai", strip_usage=True)
     out = sent = 0
     for start in range(0, len(event), step):

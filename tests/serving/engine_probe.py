@@ -96,7 +96,7 @@ def ask(folder: Path, engine: dict[str, Any]) -> dict[str, Any]:
 def main(out: Path) -> None:
     register_counting_loader()
     for name, (kind, config, engine) in CASES.items():
-        folder = out / kind
+        folder = out / name.replace(" ", "-").replace("/", "-")
         try:
             build(folder, kind, config, narrow=kind != "opt")
             answer = ask(folder, engine)

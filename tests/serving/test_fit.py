@@ -9,7 +9,7 @@ import pytest
 
 from serving.architecture import Architecture, ArchitectureError, read_architecture
 from serving.catalog import Model, Price
-from serving.fit import Subject, assess, cache_of, fit, read_subject
+from serving.fit import Subject, assess, cache_of, fit, place, read_subject
 from serving.machines import Node, parse_node, read_nodes, this_machine
 from serving.settings import GIB, Device, Settings, resolve
 from serving.strict import ConfigError
@@ -131,7 +131,7 @@ def test_a_fixed_cache_is_exact() -> None:
 
 @pytest.mark.parametrize(("name", "changes", "node", "reason", "helps"), [
     ("llama-3.3-70b", {"gpus": 4}, {"gpus": 2}, "needs 4 GPUs on one machine, gpu1 has 2", ()),
-    ("llama-3.1-8b", {}, {"gpus": 0, "gpu_memory_bytes": 0}, "needs 1 GPUs on one machine, gpu1 has 0", ()),
+    ("llama-3.1-8b", {}, {"gpus": 0, "gpu_memory_bytes": 0}, "needs 1 GPU on one machine, gpu1 has 0", ()),
     ("llama-3.1-8b", {"gpu_type": "h100"}, {"gpu_type": "NVIDIA A100-SXM4-80GB"}, "asks for `gpu_type: h100`, gpu1 has NVIDIA A100", ()),
     ("qwen3-32b", {}, {}, "weights 61.0 GiB", ("`max_model_len: ", "`kv_cache_dtype: fp8`", "`quantization: fp8`")),
     ("llama-3.3-70b", {"gpus": 2, "engine": {"max_model_len": 65536}}, {"gpus": 4}, "weights 65.", ("`quantization: fp8`", "`gpus: 4`")),
@@ -260,3 +260,30 @@ def test_this_machine_is_read_without_a_driver(tmp_path: Path) -> None:
     driver.chmod(0o755)
     found = this_machine(str(driver))
     assert (found.gpus, found.gpu_memory_bytes, found.gpu_type) == (2, 81559 * 2**20, "NVIDIA H100 80GB HBM3")
+
+
+def test_together_every_replica_finds_its_place() -> None:
+    """The largest first, on the first machine with room; what fits nowhere says why."""
+    large = subject("llama-3.3-70b", gpus=4, engine={"max_model_len": 8192})
+    small = subject("llama-3.1-8b", engine={"max_model_len": 8192}, replicas=3)
+    nodes = [Node(name="a", gpus=4, gpu_memory_bytes=H100), Node(name="b", gpus=2, gpu_memory_bytes=H100)]
+    answers = place([small, large], nodes)
+    assert [(answer.model, answer.node, answer.verdict) for answer in answers] == [
+        ("llama-3.1-8b", "b", "fits"), ("llama-3.1-8b", "b", "fits"), ("llama-3.1-8b", "a", "no"), ("llama-3.3-70b", "a", "fits")]
+    assert "4 of them taken" in answers[2].reason
+    assert [answer.verdict for answer in place([small], nodes[1:], [(small, "b")])] == ["no", "no", "no"]
+
+
+def test_layers_that_share_a_cache_keep_their_weights() -> None:
+    """Gemma 3n's last layers read earlier layers' caches but have weights of their own."""
+    shared = read_architecture({**config("llama-3.1-8b"), "num_kv_shared_layers": 10})
+    assert (shared.depth, len(shared.layers)) == (32, 22)
+    last = {"model.layers.31.mlp.up_proj.weight": Tensor("BF16", (4, 4))}
+    assert weights_per_gpu(last, shared, on_gpu(shared)) == 32
+
+
+def test_what_is_not_counted_is_said() -> None:
+    """A draft model takes memory that is not in the sum, so the sum is not called exact."""
+    engine = {"max_model_len": 8192, "kv_cache_memory_bytes": 8 * GIB, "speculative_config": {"method": "ngram"}}
+    answer = fit(subject("llama-3.1-8b", engine=engine), Node(name="gpu1", gpus=1, gpu_memory_bytes=H100))
+    assert answer.verdict == "fits" and not answer.exact and answer.doubts == ("`speculative_config` is not counted",)

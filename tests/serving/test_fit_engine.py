@@ -25,7 +25,7 @@ DEVICE = Device(on_gpu=False, memory_bytes=16 * GIB)
 def reported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict[str, Any]]]:
     """What the engines said, by case."""
     out = tmp_path_factory.mktemp("engines")
-    done = subprocess.run([sys.executable, str(PROBE), str(out)], capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run([sys.executable, str(PROBE), str(out)], capture_output=True, text=True, timeout=900, check=False)
     answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"name"')]
     assert {answer["name"] for answer in answers} == set(CASES), done.stderr[-3000:]
     yield {answer["name"]: answer for answer in answers}
