@@ -155,4 +155,5 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "inhouse routes.yaml", **schema}
 
 
-__all__ = ["MODELS_PORT", "SHIPPED", "Auto", "Candidate", "Cell", "ConfigError", "Limits", "Routes", "Site", "Task", "json_schema", "read_site"]
+__all__ = ["MODELS_PORT", "SHIPPED", "Auto", "Candidate", "Cell", "ConfigError", "Limits", "Routes", "Site", "Task", "json_schema",
+           "read_site"]  # fmt: skip

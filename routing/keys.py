@@ -54,7 +54,8 @@ def listed(engine: Engine) -> list[dict[str, Any]]:
     """All keys, without their hashes, oldest first."""
     with engine.connect() as connection:
         rows = connection.execute(select(KEYS).order_by(KEYS.c.created_at)).mappings().all()
-    return [{**{k: v for k, v in row.items() if k != "hash"}, "tasks": json.loads(row["tasks"]), "models": json.loads(row["models"])} for row in rows]
+    shown = [{name: value for name, value in row.items() if name != "hash"} for row in rows]
+    return [{**row, "tasks": json.loads(row["tasks"]), "models": json.loads(row["models"])} for row in shown]
 
 
 def revoke(engine: Engine, key_id: str) -> bool:

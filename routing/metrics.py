@@ -21,10 +21,13 @@ class Metrics:
 
     def __init__(self) -> None:
         nowhere = CollectorRegistry()  # what is scraped comes from the shared files
-        self._attempts = Counter("inhouse_attempts", "Attempts to answer, refused ones included", ["task", "model", "status"], registry=nowhere)
+        self._attempts = Counter("inhouse_attempts", "Attempts to answer, refused ones included", ["task", "model", "status"],
+                                 registry=nowhere)  # fmt: skip
         self._tokens = Counter("inhouse_tokens", "Tokens read and written by models", ["model", "kind"], registry=nowhere)
-        self._total = Histogram("inhouse_request_seconds", "From arrival to the answer's last byte", ["task", "model"], buckets=_SECONDS, registry=nowhere)
-        self._ttft = Histogram("inhouse_ttft_seconds", "From arrival to the answer's first byte", ["task", "model"], buckets=_SECONDS, registry=nowhere)
+        self._total = Histogram("inhouse_request_seconds", "From arrival to the answer's last byte", ["task", "model"], buckets=_SECONDS,
+                                registry=nowhere)  # fmt: skip
+        self._ttft = Histogram("inhouse_ttft_seconds", "From arrival to the answer's first byte", ["task", "model"], buckets=_SECONDS,
+                               registry=nowhere)  # fmt: skip
         self.in_flight = Gauge("inhouse_in_flight", "Requests being answered", registry=nowhere, multiprocess_mode="livesum")
         self.ready = Gauge("inhouse_model_ready", "Whether a model answers its health check", ["model", "cell"], registry=nowhere,
                            multiprocess_mode="livemin")  # fmt: skip

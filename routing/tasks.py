@@ -146,7 +146,8 @@ def _threshold(strangers: Sequence[float], confidence: float) -> float:
 
 
 def _report(
-    task: Task, c: int, held_out: Sequence[Sequence[float]], labels: Sequence[int], thresholds: Sequence[float], auto: Auto, *, is_default: bool
+    task: Task, c: int, held_out: Sequence[Sequence[float]], labels: Sequence[int], thresholds: Sequence[float], auto: Auto, *,
+    is_default: bool,
 ) -> Report:
     accepted = right = 0
     own = sum(label == c for label in labels)

@@ -192,7 +192,7 @@ class Answer(asyncio.Protocol):
         return b""
 
     def release(self) -> None:
-        """Gives the connection back if the answer is complete; else cuts it, which makes the model stop working on it. Call it once, always."""
+        """Gives the connection back if the answer is complete; else cuts it, which makes the model stop its work. Call it once, always."""
         self._pool.forget(self)
         if self._transport is None:
             return

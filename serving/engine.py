@@ -12,6 +12,7 @@ import importlib
 import json
 import math
 import os
+import re
 import types
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -27,7 +28,11 @@ _DEFAULTS: Mapping[str, Any] = {
 
 
 class EngineArgumentError(Exception):
-    """vLLM refuses its arguments; the message is vLLM's."""
+    """vLLM refuses its arguments or the model; the message is vLLM's, in one line."""
+
+
+class EngineStartError(Exception):
+    """The engine's process failed while it loaded the model; the message is its own last error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,18 +65,40 @@ class Engine:
 async def start_engine(spec: Spec) -> Engine:
     """Loads the model and builds vLLM's HTTP application; returns when it can answer. Takes 20 s and more: imports, then weights.
 
-    Raises `EngineArgumentError`, or whatever vLLM raises when the model can't be loaded.
+    Raises `EngineArgumentError` or `EngineStartError`. vLLM's own exceptions hold what can't be sent to Serve's controller, and say
+    "see root cause above" where the cause is in the log of another process.
     """
     os.environ.update(environment(spec))
     entry = await asyncio.to_thread(importlib.import_module, "vllm.entrypoints.launchers.api_server.entry")
     args = parse(spec)
     context = entry.build_async_engine_client(args)
-    client = await context.__aenter__()
+    try:
+        client = await context.__aenter__()
+    except ValueError as error:  # pydantic's, too
+        raise EngineArgumentError(_one_line(str(error))) from None
+    except RuntimeError as error:
+        raise EngineStartError(_root_cause() or _one_line(str(error))) from None
     tasks = await client.get_supported_tasks()
     app = entry.build_app(args, tasks, client.model_config)
     await entry.init_app_state(client, app.state, args, tasks)
     app.state.server = types.SimpleNamespace()  # vLLM's error handler flips `should_exit` on its uvicorn server; ours is Serve's
     return Engine(client, app, context)
+
+
+def _one_line(message: str) -> str:
+    """Without pydantic's dump of its input and links."""
+    kept = re.sub(r"\[type=.*|For further information.*", "", message, flags=re.DOTALL)
+    return " ".join(kept.split())
+
+
+def _root_cause() -> str | None:
+    """The last error that the engine's process wrote to the standard error that it shares with us, where that is a file."""
+    try:
+        log = Path("/proc/self/fd/2").resolve(strict=True).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    found = re.findall(r"^\(EngineCore[^)]*\) ERROR .*?\] (\w*(?:Error|Exception)\b: .+)$", log, re.MULTILINE)
+    return str(found[-1]) if found else None
 
 
 def environment(spec: Spec) -> dict[str, str]:

@@ -56,4 +56,4 @@ def _close_handle_port() -> None:
 
 def build(args: dict[str, Any]) -> Any:
     """The Serve application of one model; how many replicas and on what is in the deployment's options (`deploy`)."""
-    return serve.deployment(Replica, name="Model").bind(args["spec"])
+    return serve.deployment(Replica, name="Model", max_constructor_retry_count=2).bind(args["spec"])

@@ -4,7 +4,8 @@ Each check is a function from sources to offences, so that each is also shown ab
 """
 
 import ast
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,8 +25,30 @@ EAGER_ENGINE_FILE = "serving/replica.py"  # runs inside Ray only
 TRACKING_FILE = "evals/tracking.py"
 ENTRIES = ("inhouse", "serving.cli", "routing.server", "routing.cli", "evals.cli")  # what a person waits for
 DOOR = "routing/upstream.py"
-SOCKETS = ("socket", "ssl", "httptools", "http.client", "urllib.request", "urllib3", "httpx", "requests", "aiohttp", "pyreqwest", "openai", "anthropic", "telnetlib")
-SOCKET_CALLS = {"create_connection", "open_connection", "create_unix_connection", "open_unix_connection", "sock_connect", "start_tls", "create_datagram_endpoint"}
+SOCKETS = (
+    "socket",
+    "ssl",
+    "httptools",
+    "http.client",
+    "urllib.request",
+    "urllib3",
+    "httpx",
+    "requests",
+    "aiohttp",
+    "pyreqwest",
+    "openai",
+    "anthropic",
+    "telnetlib",
+)
+SOCKET_CALLS = {
+    "create_connection",
+    "open_connection",
+    "create_unix_connection",
+    "open_unix_connection",
+    "sock_connect",
+    "start_tls",
+    "create_datagram_endpoint",
+}
 
 Sources = dict[str, ast.Module]
 
@@ -40,6 +63,7 @@ class Import(NamedTuple):
     level: int
 
 
+@cache
 def sources() -> Sources:
     """All Python files of the rooms, parsed."""
     files = [ROOT / "inhouse.py", *(file for room in ROOMS for file in (ROOT / room).rglob("*.py"))]
@@ -78,45 +102,64 @@ def imports(all_sources: Sources) -> Iterator[Import]:
         yield from walk(file, tree, lazy=False)
 
 
-def closure(all_sources: Sources, entries: tuple[str, ...], *, lazy: bool) -> set[str]:
-    """The modules that come in with `entries`, with what is imported lazily or without."""
-    by_module: dict[str, set[str]] = {}
+Graph = dict[str, set[str]]
+
+
+def graph(all_sources: Sources, *, lazy: bool) -> Graph:
+    """What each module imports, with what it imports lazily or without."""
+    found: Graph = {}
     for one in imports(all_sources):
         if lazy or not one.lazy:
-            by_module.setdefault(module_of(one.file), set()).add(one.module)
+            found.setdefault(module_of(one.file), set()).add(one.module)
+    return found
+
+
+def closure(after: Graph, entries: Iterable[str]) -> set[str]:
+    """The modules that come in with `entries`."""
     seen: set[str] = set()
     todo = list(entries)
     while todo:
         module = todo.pop()
         if module not in seen:
             seen.add(module)
-            todo.extend(by_module.get(module, ()))
+            todo.extend(after.get(module, ()))
     return seen
 
 
 def crossings(all_sources: Sources) -> list[str]:
     """Imports from one room into another that the table does not list."""
-    return [f"{one.file}:{one.line}: {one.module}" for one in imports(all_sources)
-            if (room := module_of(one.file).split(".")[0]) in ROOMS and (there := one.module.split(".")[0]) in ROOMS and there != room
-            and not is_of(one.module, ROOMS[room])]  # fmt: skip
+    return [
+        f"{one.file}:{one.line}: {one.module}"
+        for one in imports(all_sources)
+        if (room := module_of(one.file).split(".")[0]) in ROOMS
+        and (there := one.module.split(".")[0]) in ROOMS
+        and there != room
+        and not is_of(one.module, ROOMS[room])
+    ]
 
 
 def eager_front_door(all_sources: Sources) -> list[str]:
     """Rooms that the command imports before it knows which one is wanted."""
-    return [f"{one.file}:{one.line}: {one.module}" for one in imports(all_sources)
-            if one.file == "inhouse.py" and not one.lazy and is_of(one.module, ("serving", "routing", "evals"))]  # fmt: skip
+    return [
+        f"{one.file}:{one.line}: {one.module}"
+        for one in imports(all_sources)
+        if one.file == "inhouse.py" and not one.lazy and is_of(one.module, ("serving", "routing", "evals"))
+    ]
 
 
 def engines_out_of_place(all_sources: Sources) -> list[str]:
     """Imports of ray or vllm in other files than the deploy files, or at a module's top."""
-    return [f"{one.file}:{one.line}: {one.module}" for one in imports(all_sources) if is_of(one.module, ENGINES)
-            and (one.file not in ENGINE_FILES or not (one.lazy or one.file == EAGER_ENGINE_FILE))]  # fmt: skip
+    return [
+        f"{one.file}:{one.line}: {one.module}"
+        for one in imports(all_sources)
+        if is_of(one.module, ENGINES) and (one.file not in ENGINE_FILES or not (one.lazy or one.file == EAGER_ENGINE_FILE))
+    ]
 
 
 def slow_entries(all_sources: Sources) -> list[str]:
     """Heavy modules that come in with an entry point before anything is asked of it."""
     heavy = (*ENGINES, "mlflow", "torch", "transformers", "sklearn", "pandas", "jupyterlab", "huggingface_hub")
-    return sorted(module for module in closure(all_sources, ENTRIES, lazy=False) if is_of(module, heavy))
+    return sorted(module for module in closure(graph(all_sources, lazy=False), ENTRIES) if is_of(module, heavy))
 
 
 def tracking_out_of_place(all_sources: Sources) -> list[str]:
@@ -126,18 +169,21 @@ def tracking_out_of_place(all_sources: Sources) -> list[str]:
 
 def other_doors(all_sources: Sources) -> list[str]:
     """What could open a socket in the router's process, outside the one file that may."""
-    inside = {file for file in all_sources if module_of(file) in closure(all_sources, ("routing.server",), lazy=True)} - {DOOR}
+    loaded = closure(graph(all_sources, lazy=True), ("routing.server",))
+    inside = {file for file in all_sources if module_of(file) in loaded} - {DOOR}
     found = [f"{one.file}:{one.line}: {one.module}" for one in imports(all_sources) if one.file in inside and is_of(one.module, SOCKETS)]
-    return found + [f"{file}:{node.lineno}: {node.attr}" for file in sorted(inside) for node in ast.walk(all_sources[file])
-                    if isinstance(node, ast.Attribute) and node.attr in SOCKET_CALLS]  # fmt: skip
+    return found + [
+        f"{file}:{node.lineno}: {node.attr}"
+        for file in sorted(inside)
+        for node in ast.walk(all_sources[file])
+        if isinstance(node, ast.Attribute) and node.attr in SOCKET_CALLS
+    ]
 
 
 def cycles(all_sources: Sources) -> list[str]:
     """Modules that import themselves by way of others, lazily or not."""
-    after: dict[str, set[str]] = {}
-    for one in imports(all_sources):
-        after.setdefault(module_of(one.file), set()).add(one.module)
-    return sorted(module for module, others in after.items() if module in closure(all_sources, tuple(others), lazy=True))
+    after = graph(all_sources, lazy=True)
+    return sorted(module for module, others in after.items() if module in closure(after, others))
 
 
 def relative(all_sources: Sources) -> list[str]:
@@ -158,7 +204,10 @@ def swallowed(all_sources: Sources) -> list[str]:
         return [part.id for part in ast.walk(node) if isinstance(part, ast.Name)] if node else list(broad)
 
     def is_silent(node: ast.ExceptHandler) -> bool:
-        return all(isinstance(step, ast.Pass | ast.Continue) or (isinstance(step, ast.Expr) and isinstance(step.value, ast.Constant)) for step in node.body)
+        return all(
+            isinstance(step, ast.Pass | ast.Continue) or (isinstance(step, ast.Expr) and isinstance(step.value, ast.Constant))
+            for step in node.body
+        )
 
     found = []
     for file, tree in all_sources.items():
@@ -166,8 +215,11 @@ def swallowed(all_sources: Sources) -> list[str]:
             if isinstance(node, ast.ExceptHandler):
                 bad = node.type is None or (is_silent(node) and any(name in broad for name in names(node.type)))
             else:
-                bad = isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) == "suppress" and any(
-                    name in broad for argument in node.args for name in names(argument))  # fmt: skip
+                bad = (
+                    isinstance(node, ast.Call)
+                    and getattr(node.func, "attr", getattr(node.func, "id", "")) == "suppress"
+                    and any(name in broad for argument in node.args for name in names(argument))
+                )
             if bad:
                 found.append(f"{file}:{node.lineno}")
     return found
@@ -217,11 +269,15 @@ def test_lawful_sources_are_let_be():
     """What the table allows is no offence to any check."""
     lawful = parsed(
         routing__server="from routing.upstream import Pool\nfrom serving.catalog import read_catalog",
-        routing__upstream="import ssl\nasync def f(loop):\n    await loop.create_connection(None)", serving__catalog="import yaml",
-        serving__replica="from ray import serve", serving__cli="def f():\n    from serving.head import start", serving__head="def f():\n    import ray",
-        evals__tracking="def f():\n    import mlflow", notebooks__a="import evals.stats\nfrom serving.fit import fits",
+        routing__upstream="import ssl\nasync def f(loop):\n    await loop.create_connection(None)",
+        serving__catalog="import yaml",
+        serving__replica="from ray import serve",
+        serving__cli="def f():\n    from serving.head import start",
+        serving__head="def f():\n    import ray",
+        evals__tracking="def f():\n    import mlflow",
+        notebooks__a="import evals.stats\nfrom serving.fit import fits",
         inhouse="def f():\n    from routing import cli\ntry:\n    f()\nexcept Exception as error:\n    print(error)",
-    )  # fmt: skip
+    )
     assert [check(lawful) for check in LAW] == [[]] * len(LAW)
 
 

@@ -25,8 +25,8 @@ from serving.catalog import read_catalog
 
 _BODY = (b'{"id":"chatcmpl-1","object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"All is well."},'
          b'"finish_reason":"stop"}],"usage":{"prompt_tokens":210,"completion_tokens":64,"total_tokens":274}}')  # fmt: skip
-_TIMES = 20_000
-_PER_REQUEST = 5_000
+_TIMES = 5_000
+_PER_REQUEST = 2_000
 
 
 class _Instant(Answer):

@@ -1,5 +1,6 @@
 """`inhouse bench ...`: reads options, shows progress, prints the report. Importing this costs nothing but click."""
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,10 @@ def _deliver(measure: "Callable[[Callable[[str], None]], Report]", *, as_json: b
 
     from routing.bench.processes import BenchError
 
+    def _stop(_number: int, _frame: Any) -> None:
+        raise KeyboardInterrupt  # so that what was started is stopped on SIGTERM as on Ctrl-C
+
+    signal.signal(signal.SIGTERM, _stop)
     progress = Console(stderr=True)
     try:
         with progress.status("starting") as status:

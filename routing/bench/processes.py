@@ -39,19 +39,26 @@ def _pids() -> list[int]:
 
 
 def carrying(words: str) -> frozenset[int]:
-    """The processes whose environment at their start held `words` (such as `NAME=value`), this one aside."""
-    found = set()
+    """The processes whose environment at their start held `words` (such as `NAME=value`) and their descendants, this one aside.
+
+    Descendants, as programs that set their title may overwrite what others can read of their environment; `SPT_NOENV=1` forbids it to some.
+    """
+    found: set[int] = set()
     for pid in _pids():
         with contextlib.suppress(OSError):
             if words.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
                 found.add(pid)
-    return frozenset(found - {os.getpid()})
+    return _with_descendants(found - {os.getpid()}) - {os.getpid()}
 
 
 def tree(root: int) -> frozenset[int]:
     """`root` and all its descendants that live now."""
+    return _with_descendants({root})
+
+
+def _with_descendants(roots: Collection[int]) -> frozenset[int]:
     parents = {pid: int(fields[1]) for pid in _pids() if (fields := _stat(pid))}
-    found = {root} & parents.keys()
+    found = set(roots) & parents.keys()
     while more := {pid for pid, parent in parents.items() if parent in found} - found:
         found |= more
     return frozenset(found)
@@ -196,7 +203,7 @@ def started(
     """Runs a command for the duration of the block, on `core` where one is given, `preferred` over other work. `env` is added to ours."""
     with tempfile.TemporaryFile() as log, contextlib.ExitStack() as stack:
         tag = os.urandom(8).hex()
-        whole = {k: v for k, v in os.environ.items() if k not in _NOT_PASSED_ON} | {_TAG: tag} | dict(env or {})
+        whole = {k: v for k, v in os.environ.items() if k not in _NOT_PASSED_ON} | {_TAG: tag, "SPT_NOENV": "1"} | dict(env or {})
         try:
             with _on_core(core):
                 process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=whole, start_new_session=True)

@@ -87,6 +87,7 @@ def run(sides: Sequence[Side], bare: Path | None, settings: Settings, say: Calla
             sides = [*sides, stack.enter_context(_bare_server(bare))]
         for side in sides:
             _check(side)
+            rounds[side.name].clear()  # the table's order is that of the command, not of the draw
         for i in range(settings.rounds + 1):  # round 0 fills caches and is thrown away
             for side in random.sample(list(sides), len(sides)):
                 say(f"round {i} of {settings.rounds}: {side.name}" if i else f"warming up {side.name}")

@@ -24,7 +24,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import settings
@@ -35,9 +35,20 @@ from routing.store import open_store
 settings.register_profile("house", deadline=None, max_examples=60)  # a busy machine is no failure
 settings.load_profile("house")
 
-EXTRACTION = [f"{verb} the {thing} {what}" for verb, what in (("Order", "AB-1 for Ann, two boxes"), ("Please send", "order to Berlin by Friday"),
-              ("We need", "invoice 4711 delivered")) for thing in ("chairs", "paper", "screws", "lamps")]  # fmt: skip
-CHAT = [f"{start} {end}" for start in ("hello there,", "good morning,", "tell me a joke") for end in ("how are you", "my friend", "what is up", "thanks")]
+EXTRACTION = [
+    f"{verb} the {thing} {what}"
+    for verb, what in (
+        ("Order", "AB-1 for Ann, two boxes"),
+        ("Please send", "order to Berlin by Friday"),
+        ("We need", "invoice 4711 delivered"),
+    )
+    for thing in ("chairs", "paper", "screws", "lamps")
+]
+CHAT = [
+    f"{start} {end}"
+    for start in ("hello there,", "good morning,", "tell me a joke")
+    for end in ("how are you", "my friend", "what is up", "thanks")
+]
 
 
 def wait_until(claim: Callable[[], Any], within_s: float = 10.0) -> Any:
@@ -136,41 +147,51 @@ class Connection(asyncio.Protocol):
             self.next()
 
     async def take(self, step: str, *arguments: Any) -> None:
-        if step == "head":
-            status, headers = arguments
-            lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-            await self.write(f"HTTP/1.1 {status} X\r\n{lines}\r\n".encode())
-        elif step == "raw":
-            await self.write(base64.b64decode(arguments[0]))
-        elif step == "chunk":
-            await self.write_chunk(arguments[0].encode())
-        elif step == "bytes":  # each byte of the text as a chunk of its own
-            for byte in arguments[0].encode():
-                await self.write_chunk(bytes((byte,)))
-                await asyncio.sleep(0)
-        elif step == "end":
-            await self.write(b"0\r\n\r\n")
-        elif step == "sleep":
-            await asyncio.sleep(arguments[0])
-        elif step == "hang":
-            await asyncio.sleep(3600)
-        elif step == "cut":
-            self.transport.abort()
-        elif step == "close":
-            self.transport.close()
-        elif step == "pace":
-            n, gap_s = arguments
-            for i in range(n):
-                await self.write_chunk(event({"choices": [{"index": 0, "delta": {"content": f"w{i} "}}]}).encode())
-                await asyncio.sleep(gap_s)
-        elif step == "large_event":
-            await self.write_chunk(large_event(arguments[0]))
-        elif step == "flood":
-            one = event({"choices": [{"index": 0, "delta": {"content": "x" * 65536}}]}).encode()
-            for _ in range(arguments[0] // len(one)):
-                await self.write_chunk(one)
-        else:
-            raise AssertionError(f"no step {step}")
+        await getattr(self, f"do_{step}")(*arguments)
+
+    async def do_head(self, status: int, headers: dict[str, Any]) -> None:
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        await self.write(f"HTTP/1.1 {status} X\r\n{lines}\r\n".encode())
+
+    async def do_raw(self, base64_text: str) -> None:
+        await self.write(base64.b64decode(base64_text))
+
+    async def do_chunk(self, text: str) -> None:
+        await self.write_chunk(text.encode())
+
+    async def do_bytes(self, text: str) -> None:
+        """Each byte of the text as a chunk of its own."""
+        for byte in text.encode():
+            await self.write_chunk(bytes((byte,)))
+            await asyncio.sleep(0)
+
+    async def do_end(self) -> None:
+        await self.write(b"0\r\n\r\n")
+
+    async def do_sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def do_hang(self) -> None:
+        await asyncio.sleep(3600)
+
+    async def do_cut(self) -> None:
+        self.transport.abort()
+
+    async def do_close(self) -> None:
+        self.transport.close()
+
+    async def do_pace(self, n: int, gap_s: float) -> None:
+        for i in range(n):
+            await self.write_chunk(event({"choices": [{"index": 0, "delta": {"content": f"w{i} "}}]}).encode())
+            await asyncio.sleep(gap_s)
+
+    async def do_large_event(self, size: int) -> None:
+        await self.write_chunk(large_event(size))
+
+    async def do_flood(self, size: int) -> None:
+        one = large_event(65536)
+        for _ in range(size // len(one)):
+            await self.write_chunk(one)
 
     async def write_chunk(self, data: bytes) -> None:
         await self.write(b"%x\r\n%b\r\n" % (len(data), data))
@@ -190,9 +211,16 @@ def large_event(size: int) -> bytes:
 
 
 def default_answer() -> list[list[Any]]:
-    return Say.answer({"id": "x", "object": "chat.completion", "created": 1, "model": "m",
-                       "choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}],
-                       "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}})  # fmt: skip
+    return Say.answer(
+        {
+            "id": "x",
+            "object": "chat.completion",
+            "created": 1,
+            "model": "m",
+            "choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10},
+        }
+    )
 
 
 def default_stream() -> list[list[Any]]:
@@ -202,17 +230,35 @@ def default_stream() -> list[list[Any]]:
 class Say:
     """Scripts for the upstream."""
 
-    HEAD = ["head", 200, {"content-type": "text/event-stream; charset=utf-8", "transfer-encoding": "chunked"}]
+    HEAD: ClassVar[list[Any]] = ["head", 200, {"content-type": "text/event-stream; charset=utf-8", "transfer-encoding": "chunked"}]
     DONE = "data: [DONE]\n\n"
-    USAGE = event({"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [],
-                   "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}})  # fmt: skip
+    USAGE = event(
+        {
+            "id": "x",
+            "object": "chat.completion.chunk",
+            "created": 1,
+            "model": "m",
+            "choices": [],
+            "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10},
+        }
+    )
     event = staticmethod(event)
     large_event = staticmethod(large_event)
 
     @staticmethod
     def words(n: int) -> list[str]:
-        return [event({"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "m",
-                       "choices": [{"index": 0, "delta": {"content": f"w{i} "}, "finish_reason": None}]}) for i in range(n)]  # fmt: skip
+        return [
+            event(
+                {
+                    "id": "x",
+                    "object": "chat.completion.chunk",
+                    "created": 1,
+                    "model": "m",
+                    "choices": [{"index": 0, "delta": {"content": f"w{i} "}, "finish_reason": None}],
+                }
+            )
+            for i in range(n)
+        ]
 
     @staticmethod
     def answer(data: Any, status: int = 200, **headers: str) -> list[list[Any]]:
@@ -323,9 +369,16 @@ class Client:
     port: int
     key: str = ""
 
-    def request(self, body: Any, path: str = "/v1/chat/completions", *, method: str = "POST", headers: dict[str, str] | None = None) -> bytes:
+    def request(
+        self, body: Any, path: str = "/v1/chat/completions", *, method: str = "POST", headers: dict[str, str] | None = None
+    ) -> bytes:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        mine = {"host": "router", "content-type": "application/json", "content-length": str(len(data)), "authorization": f"Bearer {self.key}"}
+        mine = {
+            "host": "router",
+            "content-type": "application/json",
+            "content-length": str(len(data)),
+            "authorization": f"Bearer {self.key}",
+        }
         lines = "".join(f"{name}: {value}\r\n" for name, value in {**mine, **(headers or {})}.items() if value)
         return f"{method} {path} HTTP/1.1\r\n{lines}\r\n".encode() + data
 
@@ -352,7 +405,13 @@ class Client:
 
 def chat(script: Any = None, *, model: str = "alpha", **more: Any) -> dict[str, Any]:
     """A chat request with a tag of its own."""
-    return {"model": model, "messages": [{"role": "user", "content": "hi"}], "tag": uuid.uuid4().hex, **({"script": script} if script else {}), **more}
+    return {
+        "model": model,
+        "messages": [{"role": "user", "content": "hi"}],
+        "tag": uuid.uuid4().hex,
+        **({"script": script} if script else {}),
+        **more,
+    }
 
 
 @dataclass
@@ -393,6 +452,7 @@ class Router:
 
     def rows(self, request_id: str | None = None, *, n: int = 0, within_s: float = 5.0) -> list[dict[str, Any]]:
         """The ledger's rows (of one request), once there are `n`."""
+
         def look() -> list[dict[str, Any]] | None:
             with contextlib.closing(sqlite3.connect(self.home / "state" / "inhouse.db", timeout=10)) as connection:
                 connection.row_factory = sqlite3.Row
@@ -413,10 +473,8 @@ class Router:
         """Ends the process and whatever it started, and makes sure of it."""
         if self.process.poll() is None:
             self.process.terminate()
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):  # a test left a stream open: the group is killed below
                 self.process.wait(5)
-            except subprocess.TimeoutExpired:
-                pass  # a test left a stream open: the group is killed below
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(10)
@@ -438,11 +496,23 @@ def write_site(home: Path, *, cells: list[str], limits: dict[str, Any], taught: 
     models = [{"name": name, "path": ".", "license": "x", "price": {"usd_per_gpu_hour": 1}} for name in MODEL_NAMES]
     models[1]["adapters"] = [{"name": "beta-adapter", "path": "."}]
     tasks = [
-        {"name": "extraction", "description": "to JSON", "candidates": [{"model": "alpha"}], "fallbacks": ["beta", "gamma"], "examples": EXTRACTION if taught else []},
+        {
+            "name": "extraction",
+            "description": "to JSON",
+            "candidates": [{"model": "alpha"}],
+            "fallbacks": ["beta", "gamma"],
+            "examples": EXTRACTION if taught else [],
+        },
         {"name": "chat", "candidates": [{"model": "beta"}], "examples": CHAT if taught else []},
     ]
-    document = {"default_task": "chat", "tasks": tasks, "cells": [{"name": f"cell{i}", "url": url} for i, url in enumerate(cells)],
-                "auto": {"confidence": 0.8}, "limits": limits, **routes}  # fmt: skip
+    document = {
+        "default_task": "chat",
+        "tasks": tasks,
+        "cells": [{"name": f"cell{i}", "url": url} for i, url in enumerate(cells)],
+        "auto": {"confidence": 0.8},
+        "limits": limits,
+        **routes,
+    }
     (home / "models.yaml").write_text(json.dumps({"models": models}))
     (home / "routes.yaml").write_text(json.dumps(document))
 
@@ -461,17 +531,28 @@ def start_router(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -
     started: list[Router] = []
     counter = itertools.count()
 
-    def start(*, workers: int = 1, cells: list[str] | None = None, limits: dict[str, Any] | None = None, taught: bool = False, **routes: Any) -> Router:
+    def start(
+        *, workers: int = 1, cells: list[str] | None = None, limits: dict[str, Any] | None = None, taught: bool = False, **routes: Any
+    ) -> Router:
         home = tmp_path_factory.mktemp(f"router{next(counter)}")
         cells = cells or [f"http://127.0.0.1:{upstream.port}"]
         write_site(home, cells=cells, limits=limits or {}, taught=taught, **routes)
         port = free_port()
-        environment = {**os.environ, "INHOUSE_HOME": str(home), "INHOUSE_MODELS": str(home / "models.yaml"), "INHOUSE_PORT": str(port),
-                       "INHOUSE_ROUTES": str(home / "routes.yaml"), "INHOUSE_WORKERS": str(workers), "INHOUSE_HOST": "127.0.0.1"}  # fmt: skip
+        environment = {
+            **os.environ,
+            "INHOUSE_HOME": str(home),
+            "INHOUSE_MODELS": str(home / "models.yaml"),
+            "INHOUSE_PORT": str(port),
+            "INHOUSE_ROUTES": str(home / "routes.yaml"),
+            "INHOUSE_WORKERS": str(workers),
+            "INHOUSE_HOST": "127.0.0.1",
+        }
         environment.pop("PROMETHEUS_MULTIPROC_DIR", None)
         log = home / "router.log"
         with log.open("wb") as out:
-            process = subprocess.Popen([sys.executable, "-m", "routing.server"], env=environment, stdout=out, stderr=out, start_new_session=True)
+            process = subprocess.Popen(
+                [sys.executable, "-m", "routing.server"], env=environment, stdout=out, stderr=out, start_new_session=True
+            )
         router = Router(home, port, process, log)
         started.append(router)
         router.engine = open_store(home)
@@ -497,14 +578,22 @@ def router(start_router: Callable[..., Router]) -> Router:
 @pytest.fixture(scope="session")
 def hasty(start_router: Callable[..., Router]) -> Router:
     """A router whose limits of time are short."""
-    return start_router(limits={"header_timeout_s": 1.0, "body_timeout_s": 1.0, "connect_timeout_s": 1.0, "first_byte_timeout_s": 1.0,
-                                "idle_timeout_s": 1.0, "total_timeout_s": 4.0})  # fmt: skip
+    return start_router(
+        limits={
+            "header_timeout_s": 1.0,
+            "body_timeout_s": 1.0,
+            "connect_timeout_s": 1.0,
+            "first_byte_timeout_s": 1.0,
+            "idle_timeout_s": 1.0,
+            "total_timeout_s": 4.0,
+        }
+    )
 
 
 @pytest.fixture(scope="session")
 def pair(start_router: Callable[..., Router]) -> Router:
-    """A router with two workers."""
-    return start_router(workers=2)
+    """A router with two workers, which train at the same moment."""
+    return start_router(workers=2, taught=True)
 
 
 @pytest.fixture

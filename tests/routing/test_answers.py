@@ -24,7 +24,12 @@ async def test_the_answer_says_what_happened(router, chat, tag):
     """Headers name the task, the model and why; the caller's request id comes back."""
     got = await router.ask(chat(model="task/extraction"), headers={"x-request-id": tag})
     assert {name: got.headers[name] for name in ("inhouse-task", "inhouse-model", "inhouse-why", "x-request-id", "content-type")} == {
-        "inhouse-task": "extraction", "inhouse-model": "alpha", "inhouse-why": "task named", "x-request-id": tag, "content-type": "application/json"}  # fmt: skip
+        "inhouse-task": "extraction",
+        "inhouse-model": "alpha",
+        "inhouse-why": "task named",
+        "x-request-id": tag,
+        "content-type": "application/json",
+    }
 
 
 @pytest.mark.parametrize("given", ["", "has space", "x" * 129, "new\tline", "ümlaut", '"quoted"'])
@@ -74,7 +79,8 @@ async def test_every_open_endpoint_reaches_the_engine(router, upstream, tag, pat
 @pytest.mark.parametrize("path", ["/v1/audio/transcriptions", "/v1/audio/translations"])
 async def test_a_form_reaches_the_engine_with_its_boundary(router, upstream, tag, path):
     """A form goes through with its own content type; only the model's name changes."""
-    body = b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\ntask/chat\r\n--b\r\nContent-Disposition: form-data; name="file"\r\n\r\n\xff\x00\r\n--b--\r\n'
+    part = b'--b\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n'
+    body = part % (b"model", b"task/chat") + part % (b"file", b"\xff\x00") + b"--b--\r\n"
     got = await router.ask(body, path, headers={"content-type": "multipart/form-data; boundary=b", "traceparent": tag})
     assert got.status == 200
     (seen,) = upstream.got(tag)
@@ -84,10 +90,29 @@ async def test_a_form_reaches_the_engine_with_its_boundary(router, upstream, tag
 
 async def test_only_listed_headers_reach_the_model(router, upstream, chat):
     """Keys, cookies, hop-by-hop headers and claims of identity stay here; trace and API version headers go on."""
-    kept = {"accept": "text/event-stream", "traceparent": "00-1-2-01", "tracestate": "a=b", "anthropic-version": "2023-06-01", "openai-beta": "x"}
-    dropped = {"cookie": "session=secret", "x-api-key": "secret", "x-forwarded-for": "10.0.0.1", "x-user": "root", "accept-encoding": "gzip",
-               "connection": "keep-alive, x-user", "te": "trailers", "expect": "", "upgrade": "h2c", "proxy-authorization": "secret", "user-agent": "me",
-               "x-request-id": "mine", "forwarded": "for=1", "content-encoding": "identity"}  # fmt: skip
+    kept = {
+        "accept": "text/event-stream",
+        "traceparent": "00-1-2-01",
+        "tracestate": "a=b",
+        "anthropic-version": "2023-06-01",
+        "openai-beta": "x",
+    }
+    dropped = {
+        "cookie": "session=secret",
+        "x-api-key": "secret",
+        "x-forwarded-for": "10.0.0.1",
+        "x-user": "root",
+        "accept-encoding": "gzip",
+        "connection": "keep-alive, x-user",
+        "te": "trailers",
+        "expect": "",
+        "upgrade": "h2c",
+        "proxy-authorization": "secret",
+        "user-agent": "me",
+        "x-request-id": "mine",
+        "forwarded": "for=1",
+        "content-encoding": "identity",
+    }
     asked = chat()
     assert (await router.ask(asked, headers={**kept, **dropped})).status == 200
     (seen,) = upstream.got(asked["tag"])
@@ -101,10 +126,23 @@ async def test_only_listed_headers_reach_the_model(router, upstream, chat):
 
 async def test_nothing_of_the_upstreams_own_headers_comes_back(router, chat, say):
     """Server names, cookies, addresses and hop-by-hop headers of a model stay behind the door."""
-    script = say.answer({"ok": True}, server="uvicorn", **{"set-cookie": "a=b", "x-upstream": "10.1.2.3", "connection": "close", "location": "http://10.1.2.3/"})
+    script = say.answer(
+        {"ok": True},
+        server="uvicorn",
+        **{"set-cookie": "a=b", "x-upstream": "10.1.2.3", "connection": "close", "location": "http://10.1.2.3/"},
+    )
     got = await router.ask(chat(script))
     assert got.status == 200
-    assert set(got.headers) <= {"content-type", "content-length", "x-request-id", "inhouse-task", "inhouse-model", "inhouse-why", "date", "server"}
+    assert set(got.headers) <= {
+        "content-type",
+        "content-length",
+        "x-request-id",
+        "inhouse-task",
+        "inhouse-model",
+        "inhouse-why",
+        "date",
+        "server",
+    }
     assert "uvicorn" not in got.headers.get("server", "")
 
 
@@ -112,8 +150,20 @@ async def test_each_attempt_has_its_row(router, chat, tag):
     """The ledger names caller, task, model, reason, status, tokens and times; prompts are not in it."""
     await router.ask(chat(model="task/extraction"), headers={"x-request-id": tag})
     (row,) = router.rows(tag, n=1)
-    wanted = {"attempt": 1, "caller": "tester", "endpoint": "/v1/chat/completions", "task": "extraction", "model": "alpha", "why": "task named",
-              "status": 200, "error": "", "prompt_tokens": 7, "completion_tokens": 3, "exact": 1, "key_id": router.key[:12]}  # fmt: skip
+    wanted = {
+        "attempt": 1,
+        "caller": "tester",
+        "endpoint": "/v1/chat/completions",
+        "task": "extraction",
+        "model": "alpha",
+        "why": "task named",
+        "status": 200,
+        "error": "",
+        "prompt_tokens": 7,
+        "completion_tokens": 3,
+        "exact": 1,
+        "key_id": router.key[:12],
+    }
     assert {name: row[name] for name in wanted} == wanted
     assert 0 < row["ttft_ms"] <= row["total_ms"] < 60_000
 
@@ -135,9 +185,17 @@ async def test_every_framing_of_an_answer_is_read(router, chat, say, way):
     raw = {
         "length": head + b"content-length: 7\r\n\r\n" + body,
         "chunked": head + b"transfer-encoding: chunked\r\n\r\n7\r\n" + body + b"\r\n0\r\n\r\n",
-        "two_chunks": head + b"transfer-encoding: chunked\r\n\r\n3;ext=1\r\n" + body[:3] + b"\r\n4\r\n" + body[3:] + b"\r\n0\r\ntrailer: x\r\n\r\n",
+        "two_chunks": head
+        + b"transfer-encoding: chunked\r\n\r\n3;ext=1\r\n"
+        + body[:3]
+        + b"\r\n4\r\n"
+        + body[3:]
+        + b"\r\n0\r\ntrailer: x\r\n\r\n",
         "until_close": head + b"\r\n" + body,
-        "early_hints": b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n" + head + b"content-length: 7\r\n\r\n" + body,
+        "early_hints": b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n"
+        + head
+        + b"content-length: 7\r\n\r\n"
+        + body,
         "tiny": head + b"content-length: 7\r\n\r\n" + body,
     }[way]
     pieces = [raw[i : i + 1] for i in range(len(raw))] if way == "tiny" else [raw]

@@ -15,7 +15,10 @@ NAMES = ("a", "b", "c", "d")
 
 
 def site(cells=1, **task):
-    models = {name: Model(name=name, license="x", price=Price(), path=".", adapters=(Adapter(name="a-de", path="."),) if name == "a" else ()) for name in NAMES}
+    models = {
+        name: Model(name=name, license="x", price=Price(), path=".", adapters=(Adapter(name="a-de", path="."),) if name == "a" else ())
+        for name in NAMES
+    }
     models["a-de"] = models["a"]
     made = Task(name="t", **task) if task else Task(name="t", candidates=(Candidate(model="a"),))
     places = tuple(Cell(name=f"cell{i}", url=f"http://h{i}:81/x/") for i in range(cells))
@@ -100,9 +103,14 @@ def test_nothing_is_ready_before_its_first_check():
     assert len(fleet.for_task(made.tasks["t"])) == 1
 
 
-@pytest.mark.parametrize(("url", "origin"), [
-    ("http://h", Origin("h", 80, False, "")), ("https://h/", Origin("h", 443, True, "")), ("http://[::1]:8/a/b/", Origin("::1", 8, False, "/a/b")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("url", "origin"),
+    [
+        ("http://h", Origin("h", 80, False, "")),
+        ("https://h/", Origin("h", 443, True, "")),
+        ("http://[::1]:8/a/b/", Origin("::1", 8, False, "/a/b")),
+    ],
+)
 def test_an_origin_is_read_from_an_address(url, origin):
     """Scheme, host, port and prefix are split with their defaults."""
     assert Origin.of(url) == origin

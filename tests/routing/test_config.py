@@ -32,6 +32,7 @@ auto:
 @pytest.fixture
 def site(tmp_path):
     """Reads a site from two texts."""
+
     def read(routes, models=MODELS):
         (tmp_path / "models.yaml").write_text(models)
         (tmp_path / "routes.yaml").write_text(routes)
@@ -59,7 +60,7 @@ WRONG = [
     ("  - name: chat", '  - name: "tâche"', 3, "can't name a task"),
     ('    examples: ["hello"]', '    example: ["hello"]', 4, "did you mean `examples`"),
     ('    examples: ["hello"]', '    examples: [" "]', 4, "an example is empty"),
-    ('    examples: ["hello"]', '    examples: [7]', 4, "expected `str`"),
+    ('    examples: ["hello"]', "    examples: [7]", 4, "expected `str`"),
     ("{model: alpha, weight: 3}", "{model: alfa, weight: 3}", 6, "did you mean `alpha`"),
     ("{model: alpha, weight: 3}", "{model: alpha, weight: -1}", 6, "weights must"),
     ("{model: alpha, weight: 3}", "{model: alpha, weight: .nan}", 6, "weights must"),
@@ -93,11 +94,13 @@ def test_a_wrong_file_is_refused_with_its_line(site, good, bad, line, says):
         site(GOOD.replace(good, bad, 1))
     message = str(refused.value)
     assert says in message
-    named = int(message.split("routes.yaml:")[1].split(":")[0])
+    named = int(message.split("routes.yaml:")[1].split(":", maxsplit=1)[0])
     assert abs(named - line) <= 1
 
 
-@pytest.mark.parametrize("text", ["", "[]", "7", "default_task: a\ntasks: []\n", "default_task: a\ntasks: [{name: a, candidates: []}]\n", "\x00"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "7", "default_task: a\ntasks: []\n", "default_task: a\ntasks: [{name: a, candidates: []}]\n", "\x00"]
+)
 def test_what_is_no_routes_file_is_refused(site, text):
     """An empty, scalar or taskless file is a configuration error, never another exception."""
     with pytest.raises(ConfigError):

@@ -7,11 +7,14 @@ import socket
 import pytest
 
 
-@pytest.mark.parametrize(("steps", "code"), [
-    ([["hang"]], "first_byte_timeout"),
-    ([["head", 200, {"content-type": "application/json", "content-length": 9}], ["hang"]], "idle_timeout"),
-    ([["head", 200, {"content-type": "text/event-stream", "transfer-encoding": "chunked"}], ["hang"]], "idle_timeout"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("steps", "code"),
+    [
+        ([["hang"]], "first_byte_timeout"),
+        ([["head", 200, {"content-type": "application/json", "content-length": 9}], ["hang"]], "idle_timeout"),
+        ([["head", 200, {"content-type": "text/event-stream", "transfer-encoding": "chunked"}], ["hang"]], "idle_timeout"),
+    ],
+)
 async def test_a_model_that_does_not_answer_in_time_is_504(hasty, upstream, chat, wait_until, tag, steps, code):
     """Silence before the head, or before the body, ends with 504, a word for it, and the model's connection closed."""
     asked = chat(steps)
@@ -66,17 +69,27 @@ async def test_a_slow_sender_of_headers_is_cut_off(hasty, connected):
         assert b" 200 " not in (b"" if ended.exception() else ended.result())
 
 
-@pytest.mark.parametrize("sent", [b"", b'{"model":'])
-async def test_a_slow_sender_of_a_body_gets_408(hasty, upstream, connected, read_answer, sent):
-    """A body that does not arrive ends with 408, in both framings, and no model hears of it."""
-    for headers in ({"content-length": "100"}, {"content-length": "", "transfer-encoding": "chunked"}):
-        for path in ("/v1/chat/completions", "/v1/messages"):
-            async with connected(hasty.port) as (reader, writer), asyncio.timeout(10):
-                head = hasty.client.request(b"", path, headers=headers)
-                writer.write(head + (b"%x\r\n%b\r\n" % (len(sent), sent) if sent and "transfer-encoding" in headers else sent))
-                got = await read_answer(reader)
-            assert got.status == 408
-            assert got.error["type"] == "invalid_request_error"
+async def test_a_slow_sender_of_a_body_gets_408(hasty, connected, read_answer):
+    """A body that does not arrive ends with 408, in both framings and both shapes."""
+
+    async def dawdle(path, headers, sent):
+        async with connected(hasty.port) as (reader, writer), asyncio.timeout(10):
+            writer.write(hasty.client.request(b"", path, headers=headers) + sent)
+            got = await read_answer(reader)
+        assert got.status == 408
+        assert got.error["type"] == "invalid_request_error"
+
+    await asyncio.gather(
+        *(
+            dawdle(path, headers, sent)
+            for path in ("/v1/chat/completions", "/v1/messages")
+            for headers, some in (
+                ({"content-length": "100"}, b'{"model":'),
+                ({"content-length": "", "transfer-encoding": "chunked"}, b'9\r\n{"model":\r\n'),
+            )
+            for sent in (b"", some)
+        )
+    )
 
 
 async def test_an_idle_connection_is_closed(hasty, chat, connected, read_answer):

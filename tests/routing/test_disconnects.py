@@ -60,7 +60,7 @@ async def test_a_caller_that_leaves_while_sending_reaches_no_model(router, upstr
     data = json.dumps(chat(pad="x" * 10_000) | {"tag": tag}).encode()
     for cut in (100, 5000, len(data) - 1):
         head = router.client.request(b"", headers={"content-length": str(len(data))})
-        reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
+        _, writer = await asyncio.open_connection("127.0.0.1", router.port)
         writer.write(head + data[:cut])
         await writer.drain()
         await asyncio.sleep(0.1)

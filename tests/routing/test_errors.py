@@ -14,8 +14,13 @@ ALL = [kind for kind in vars(errors).values() if isinstance(kind, type) and issu
 def test_every_refusal_has_both_shapes(kind):
     """Each refusal gives OpenAI's four fields and Anthropic's envelope, as JSON, with a status that fits."""
     refusal = kind("what, why, what next", param="model", retry_after_s=3)
-    assert json.loads(refusal.body()) == {"error": {"message": "what, why, what next", "type": kind.type, "param": "model", "code": kind.code}}
-    assert json.loads(refusal.body(anthropic=True)) == {"type": "error", "error": {"type": kind.anthropic_type, "message": "what, why, what next"}}
+    assert json.loads(refusal.body()) == {
+        "error": {"message": "what, why, what next", "type": kind.type, "param": "model", "code": kind.code}
+    }
+    assert json.loads(refusal.body(anthropic=True)) == {
+        "type": "error",
+        "error": {"type": kind.anthropic_type, "message": "what, why, what next"},
+    }
     assert 400 <= kind.status < 600
     assert refusal.headers() == {"retry-after": "3"}
     assert kind("x").headers() == {}

@@ -9,7 +9,9 @@ import pytest
 
 async def both(router, chat, say, first, tag, **more):
     """Asks the task whose candidate is alpha and whose fallbacks are beta and gamma; alpha does `first`."""
-    asked = chat({"alpha": first, "beta": say.answer({"from": "beta"}), "gamma": say.answer({"from": "gamma"})}, model="task/extraction", **more)
+    asked = chat(
+        {"alpha": first, "beta": say.answer({"from": "beta"}), "gamma": say.answer({"from": "gamma"})}, model="task/extraction", **more
+    )
     return await router.ask(asked, headers={"x-request-id": tag})
 
 
@@ -21,14 +23,23 @@ async def alpha_has_rested(router, chat):
 
 
 FAILURES = {
-    "status_500": [["head", 500, {"content-length": 0}]], "status_502": [["head", 502, {"content-length": 0}]], "status_503": [["head", 503, {"content-length": 0}]],
-    "busy": [["head", 429, {"content-length": 0}]], "upstream_closed": [["close"]], "closed_at_once": [["cut"]],
-    "cut_in_head": [["raw", "SFRUUC8xLjEgMjAwIE9LDQpjb250ZW50"], ["cut"]], "garbage": [["raw", "Z2FyYmFnZQ0KDQo="]],
+    "status_500": [["head", 500, {"content-length": 0}]],
+    "status_502": [["head", 502, {"content-length": 0}]],
+    "status_503": [["head", 503, {"content-length": 0}]],
+    "busy": [["head", 429, {"content-length": 0}]],
+    "upstream_closed": [["close"]],
+    "closed_at_once": [["cut"]],
+    "cut_in_head": [["raw", "SFRUUC8xLjEgMjAwIE9LDQpjb250ZW50"], ["cut"]],
+    "garbage": [["raw", "Z2FyYmFnZQ0KDQo="]],
     "cut_in_body": [["head", 200, {"content-type": "application/json", "content-length": 50}], ["raw", "e30="], ["close"]],
-    "cut_before_first_event": [["head", 200, {"content-type": "text/event-stream", "transfer-encoding": "chunked"}], ["sleep", 0.05], ["cut"]],
+    "cut_before_first_event": [
+        ["head", 200, {"content-type": "text/event-stream", "transfer-encoding": "chunked"}],
+        ["sleep", 0.05],
+        ["cut"],
+    ],
     "empty_stream": [["head", 200, {"content-type": "text/event-stream", "transfer-encoding": "chunked"}], ["end"]],
     "proxy_404": [["head", 404, {"content-type": "text/plain", "content-length": 0}]],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("failure", FAILURES)
@@ -59,10 +70,17 @@ async def test_a_resting_model_is_asked_after_the_healthy(router, upstream, chat
     assert [seen.model for seen in upstream.seen[asked["tag"]]] == ["beta"]
 
 
-@pytest.mark.parametrize(("failure", "status", "code"), [
-    ("status_500", 502, "upstream_error"), ("status_503", 503, "no_healthy_model"), ("busy", 429, "rate_limited"), ("upstream_closed", 502, "upstream_error"),
-    ("garbage", 502, "upstream_error"), ("proxy_404", 502, "upstream_error"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("failure", "status", "code"),
+    [
+        ("status_500", 502, "upstream_error"),
+        ("status_503", 503, "no_healthy_model"),
+        ("busy", 429, "rate_limited"),
+        ("upstream_closed", 502, "upstream_error"),
+        ("garbage", 502, "upstream_error"),
+        ("proxy_404", 502, "upstream_error"),
+    ],
+)
 async def test_the_last_failure_is_told_without_an_upstreams_words(router, upstream, chat, say, tag, failure, status, code):
     """When all fail the caller learns which model and how, when to come back, and no address or body of an upstream."""
     script = FAILURES[failure]

@@ -89,6 +89,7 @@ def test_a_disk_that_stays_full_does_not_fill_memory(store, wait_until):
 
 def test_somebody_who_counts_wrongly_does_not_stop_the_ledger(store, wait_until):
     """Rows go on being written when whoever is told about them raises."""
+
     def broken(rows):
         raise ValueError("no")
 

@@ -24,8 +24,17 @@ def narrow(router):
     return {"authorization": f"Bearer {keys.create(router.engine, 'narrow', tasks=['chat'], models=['beta'])}"}
 
 
-@pytest.mark.parametrize("headers", [{"authorization": ""}, {"authorization": "Bearer ihk_wrong"}, {"authorization": "Bearer"}, {"authorization": "Basic eDp5"},
-                                     {"authorization": "", "x-api-key": "wrong"}, {"authorization": "Bearer \xff\xfe"}])  # fmt: skip
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"authorization": ""},
+        {"authorization": "Bearer ihk_wrong"},
+        {"authorization": "Bearer"},
+        {"authorization": "Basic eDp5"},
+        {"authorization": "", "x-api-key": "wrong"},
+        {"authorization": "Bearer \xff\xfe"},
+    ],
+)
 async def test_strangers_are_told_so_in_both_shapes(router, upstream, chat, headers):
     """Without a key that is known the answer is 401, before the body is looked at, and no model hears of it."""
     asked = chat()
@@ -59,8 +68,19 @@ async def test_a_key_opens_its_own_tasks_and_models_only(router, upstream, chat,
     assert (got.status, got.error["type"]) == (403, "permission_error")
 
 
-@pytest.mark.parametrize(("model", "says"), [("alfa", "did you mean `alpha`"), ("task/extract", "did you mean `extraction`"), ("task/", "no task"), ("x" * 500, "no model"),
-                                             ("Auto", "no model"), ("../alpha", "no model"), ("alpha\r\nx: y", "no model"), ("task/\ud83d\ude00", "no task")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ("alfa", "did you mean `alpha`"),
+        ("task/extract", "did you mean `extraction`"),
+        ("task/", "no task"),
+        ("x" * 500, "no model"),
+        ("Auto", "no model"),
+        ("../alpha", "no model"),
+        ("alpha\r\nx: y", "no model"),
+        ("task/\ud83d\ude00", "no task"),
+    ],
+)
 async def test_an_unknown_model_is_404_with_the_nearest_name(router, chat, model, says):
     """A name that nothing has is refused with what was meant or where to look, and stays short."""
     got = await router.ask(chat(model=model))
@@ -70,9 +90,31 @@ async def test_an_unknown_model_is_404_with_the_nearest_name(router, chat, model
     assert len(got.error["message"]) < 300
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/", "/v2/chat/completions", "/v1/load_lora_adapter", "/sleep", "/v1/chat/completions/", "/v1/chat/completions/../../x",
-                                  "/models/alpha/v1/chat/completions", "/metrics/", "/v1//chat/completions", "/%ff%fe", "/v1/chat/completions%00", "/x?y=%zz",
-                                  "/health", "/v1/models/nobody", "/wake_up", "/v1/unload_lora_adapter", "/collective_rpc", "/server_info"])  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/v1",
+        "/v1/",
+        "/v2/chat/completions",
+        "/v1/load_lora_adapter",
+        "/sleep",
+        "/v1/chat/completions/",
+        "/v1/chat/completions/../../x",
+        "/models/alpha/v1/chat/completions",
+        "/metrics/",
+        "/v1//chat/completions",
+        "/%ff%fe",
+        "/v1/chat/completions%00",
+        "/x?y=%zz",
+        "/health",
+        "/v1/models/nobody",
+        "/wake_up",
+        "/v1/unload_lora_adapter",
+        "/collective_rpc",
+        "/server_info",
+    ],
+)
 async def test_what_is_not_listed_is_not_there(router, upstream, chat, path):
     """Other paths, administration of the engine among them, are 404 and reach no engine."""
     asked = chat()

@@ -23,10 +23,18 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=15,
 )
-keys = st.sampled_from(["model", "stream", "stream_options", "messages", "role", "content", "text", "input", "prompt", "url", "image_url", "type"])
-near_requests = st.dictionaries(keys, st.recursive(
-    json_values | st.sampled_from(["auto", "user", "tool_use", "http://x", "http://[", "data:x"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=4), max_leaves=10), max_size=6)  # fmt: skip
+keys = st.sampled_from(
+    ["model", "stream", "stream_options", "messages", "role", "content", "text", "input", "prompt", "url", "image_url", "type"]
+)
+near_requests = st.dictionaries(
+    keys,
+    st.recursive(
+        json_values | st.sampled_from(["auto", "user", "tool_use", "http://x", "http://[", "data:x"]),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=4),
+        max_leaves=10,
+    ),
+    max_size=6,
+)
 
 
 def only_refuses(data, endpoint):
@@ -60,11 +68,29 @@ def test_a_damaged_request_is_read_or_refused(document, place, byte):
         json.loads(bytes(data))
 
 
-@pytest.mark.parametrize("body", [
-    b"", b"null", b"[]", b"1", b'"x"', b"{}", b'{"model":""}', b'{"model":null}', b'{"model":7}', b'{"model":"a"} {"model":"b"}', b'{"model":"a"',
-    b'{"model":"a","x":NaN}', b'{"model":"a","x":"\xff"}', b'\xef\xbb\xbf{"model":"a"}', '{"model":"a"}'.encode("utf-16"),
-    b'{"model":"a","stream":"yes"}', b'{"model":"a","stream_options":[]}', b'{"model":"a","x":"\x00"}',
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b"1",
+        b'"x"',
+        b"{}",
+        b'{"model":""}',
+        b'{"model":null}',
+        b'{"model":7}',
+        b'{"model":"a"} {"model":"b"}',
+        b'{"model":"a"',
+        b'{"model":"a","x":NaN}',
+        b'{"model":"a","x":"\xff"}',
+        b'\xef\xbb\xbf{"model":"a"}',
+        '{"model":"a"}'.encode("utf-16"),
+        b'{"model":"a","stream":"yes"}',
+        b'{"model":"a","stream_options":[]}',
+        b'{"model":"a","x":"\x00"}',
+    ],
+)
 def test_what_is_no_request_is_refused(body):
     """Each of these is a 400 and says so in words."""
     with pytest.raises(BadRequest) as refused:
@@ -94,6 +120,7 @@ def test_depth_is_bounded(opening):
 @given(document=json_values, depth=st.integers(1, 12))
 def test_depth_is_counted_as_json_nests(document, depth):
     """The measured depth is the document's own, brackets inside strings not counted."""
+
     def height(value):
         if isinstance(value, dict):
             return 1 + max(map(height, value.values()), default=0)
@@ -107,12 +134,18 @@ def test_depth_is_counted_as_json_nests(document, depth):
             read(body, depth=depth)
 
 
-@pytest.mark.parametrize("body", [
-    b'{"a":' + b"[" * 65 + b'"' + b'\\"' * 500_000, b'{"a":' + b"[" * 65 + b'"\\\n' * 300_000, b'{"model":"a","x":[' + b"[]," * 300_000 + b"1]}",
-    b'"' * 1_000_000 + b"[" * 65, (b"[" * 63 + b"]" * 63) * 8_000,
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"a":' + b"[" * 65 + b'"' + b'\\"' * 500_000,
+        b'{"a":' + b"[" * 65 + b'"\\\n' * 300_000,
+        b'{"model":"a","x":[' + b"[]," * 300_000 + b"1]}",
+        b'"' * 1_000_000 + b"[" * 65,
+        (b"[" * 63 + b"]" * 63) * 8_000,
+    ],
+)
 def test_hostile_nesting_is_read_in_linear_time(body):
-    """A megabyte made to be slow to look through is answered at once (it once took minutes: no timing is asserted, the suite would hang)."""
+    """A megabyte made to be slow to look through is read at once: it once took minutes, and this suite would hang."""
     for data in (body, body[: len(body) // 2]):
         only_refuses(data, CHAT)
 
@@ -131,8 +164,13 @@ def test_a_named_model_gets_the_callers_own_bytes():
     assert read(body).for_model("a") is body
 
 
-@given(document=st.dictionaries(st.text(max_size=8).filter(lambda key: key not in {"model", "stream", "stream_options"}), json_values, max_size=5),
-       stream=st.booleans(), options=st.sampled_from([None, {}, {"include_usage": True}, {"include_usage": False}, {"continuous_usage_stats": True}]))  # fmt: skip
+@given(
+    document=st.dictionaries(
+        st.text(max_size=8).filter(lambda key: key not in {"model", "stream", "stream_options"}), json_values, max_size=5
+    ),
+    stream=st.booleans(),
+    options=st.sampled_from([None, {}, {"include_usage": True}, {"include_usage": False}, {"continuous_usage_stats": True}]),
+)
 def test_for_model_changes_the_name_and_the_wish_for_usage_alone(document, stream, options):
     """Every other value reaches the model as it was, and usage is asked for on streams only."""
     asked = {**document, "model": "auto", "stream": stream, "stream_options": options}
@@ -152,19 +190,43 @@ def test_usage_is_only_asked_for_where_engines_know_the_wish():
         assert json.loads(read({"model": "task/x", "stream": True}, ENDPOINTS[path]).for_model("b")) == {"model": "b", "stream": True}
 
 
-REMOTE = ["http://169.254.169.254/latest", "https://evil.example/x.png", "file:///etc/passwd", "ftp://media.example/x", "HTTP://evil.example/", "//evil.example",
-          "http://media.example.evil.example/", "http://media.example@evil.example/", "http://evil.example\\@media.example/", " http://evil.example",
-          "http://[::1]/", "http://[", "http://media.example\\.evil.example/", "http://media.example:80@evil.example/", "", "http:///x",
-          "http://media.example\t/", "http://evil.example#@media.example/", "http://evil.example?@media.example"]  # fmt: skip
+REMOTE = [
+    "http://169.254.169.254/latest",
+    "https://evil.example/x.png",
+    "file:///etc/passwd",
+    "ftp://media.example/x",
+    "HTTP://evil.example/",
+    "//evil.example",
+    "http://media.example.evil.example/",
+    "http://media.example@evil.example/",
+    "http://evil.example\\@media.example/",
+    " http://evil.example",
+    "http://[::1]/",
+    "http://[",
+    "http://media.example\\.evil.example/",
+    "http://media.example:80@evil.example/",
+    "",
+    "http:///x",
+    "http://media.example\t/",
+    "http://evil.example#@media.example/",
+    "http://evil.example?@media.example",
+]
 
 
 def parts(url):
     return [
-        {"type": "image_url", "image_url": {"url": url}}, {"type": "image_url", "image_url": url}, {"image_url": url}, {"type": "audio_url", "audio_url": {"url": url}},
-        {"type": "video_url", "video_url": {"url": url}}, {"type": "input_image", "image_url": url}, {"type": "input_file", "file_url": url},
-        {"type": "image", "source": {"type": "url", "url": url}}, {"type": "document", "source": {"type": "url", "url": url}}, {"type": "input_audio", "input_audio": url},
+        {"type": "image_url", "image_url": {"url": url}},
+        {"type": "image_url", "image_url": url},
+        {"image_url": url},
+        {"type": "audio_url", "audio_url": {"url": url}},
+        {"type": "video_url", "video_url": {"url": url}},
+        {"type": "input_image", "image_url": url},
+        {"type": "input_file", "file_url": url},
+        {"type": "image", "source": {"type": "url", "url": url}},
+        {"type": "document", "source": {"type": "url", "url": url}},
+        {"type": "input_audio", "input_audio": url},
         {"type": "tool_result", "content": [{"type": "image", "source": {"type": "url", "url": url}}]},
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize("url", REMOTE)
@@ -194,7 +256,9 @@ def test_lists_of_media_are_looked_into(key):
         read({"model": "a", "state": "s", key: ["data:x", "http://evil.example"]}, endpoint)
 
 
-@pytest.mark.parametrize("url", ["https://media.example/x.png", "http://media.example:8080/x?y#z", "https://MEDIA.example", "data:image/png;base64,AA=="])
+@pytest.mark.parametrize(
+    "url", ["https://media.example/x.png", "http://media.example:8080/x?y#z", "https://MEDIA.example", "data:image/png;base64,AA=="]
+)
 def test_listed_domains_and_data_are_taken(url):
     """What the administrator listed and what comes with the request itself goes through."""
     for part in parts(url):
@@ -204,9 +268,14 @@ def test_listed_domains_and_data_are_taken(url):
 def test_urls_that_no_engine_fetches_are_let_be():
     """URLs in text, in tools' schemas, in tool calls and metadata are words, not orders to fetch."""
     call = {"type": "tool_use", "id": "t", "name": "get", "input": {"url": "https://evil.example", "deep": {"image_url": "http://x"}}}
-    assert read({"model": "a", "messages": [{"role": "user", "content": "see http://evil.example"}, {"role": "assistant", "content": [call]}],
-                 "tools": [{"function": {"parameters": {"properties": {"url": {"type": "string", "default": "http://x"}}}}}],
-                 "metadata": {"url": "http://evil.example"}})  # fmt: skip
+    assert read(
+        {
+            "model": "a",
+            "messages": [{"role": "user", "content": "see http://evil.example"}, {"role": "assistant", "content": [call]}],
+            "tools": [{"function": {"parameters": {"properties": {"url": {"type": "string", "default": "http://x"}}}}}],
+            "metadata": {"url": "http://evil.example"},
+        }
+    )
 
 
 def form(*fields, boundary="b0undary"):
@@ -231,13 +300,39 @@ def test_a_form_without_exactly_one_model_is_refused(fields):
         read(form(*fields), FORM)
 
 
-@pytest.mark.parametrize(("document", "text"), [
-    ({"messages": [{"role": "user", "content": "first"}, {"role": "assistant", "content": "no"}, {"role": "user", "content": "last"}, {"role": "tool", "content": "t"}]},
-     "last"),
-    ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}, {"type": "text", "text": "b"}]}]}, "a\nb"),
-    ({"input": "said"}, "said"), ({"input": ["one", "two"]}, "two"), ({"prompt": "p"}, "p"), ({"query": "q"}, "q"), ({"input": [[1, 2]]}, ""),
-    ({"messages": 7}, ""), ({"messages": [{"role": ["user"], "content": "x"}]}, ""), ({}, ""), ({"messages": [None, {"content": {"a": 1}}]}, ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("document", "text"),
+    [
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "first"},
+                    {"role": "assistant", "content": "no"},
+                    {"role": "user", "content": "last"},
+                    {"role": "tool", "content": "t"},
+                ]
+            },
+            "last",
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}, {"type": "text", "text": "b"}]}
+                ]
+            },
+            "a\nb",
+        ),
+        ({"input": "said"}, "said"),
+        ({"input": ["one", "two"]}, "two"),
+        ({"prompt": "p"}, "p"),
+        ({"query": "q"}, "q"),
+        ({"input": [[1, 2]]}, ""),
+        ({"messages": 7}, ""),
+        ({"messages": [{"role": ["user"], "content": "x"}]}, ""),
+        ({}, ""),
+        ({"messages": [None, {"content": {"a": 1}}]}, ""),
+    ],
+)
 def test_the_text_for_auto_is_what_the_person_said_last(document, text):
     """Whatever the dialect, the last words of the user are what is classified; where there are none, nothing is."""
     assert read({"model": "auto", **document}).text() == text

@@ -42,7 +42,10 @@ def test_openai_answers_and_streams(ask_openai, say):
 def test_openai_errors_have_their_classes(router, ask_openai, say):
     """401, 403, 404, 400, 429 and 5xx become the SDK's own exceptions, with code, parameter, request id and Retry-After."""
     create = ask_openai.chat.completions.create
-    with openai.OpenAI(base_url=ask_openai.base_url, api_key="wrong", max_retries=0) as stranger, pytest.raises(openai.AuthenticationError) as refused:
+    with (
+        openai.OpenAI(base_url=ask_openai.base_url, api_key="wrong", max_retries=0) as stranger,
+        pytest.raises(openai.AuthenticationError) as refused,
+    ):
         stranger.chat.completions.create(model="alpha", messages=HELLO)
     assert refused.value.code == "invalid_api_key"
     with pytest.raises(openai.NotFoundError) as missing:
@@ -63,7 +66,9 @@ def test_openai_errors_have_their_classes(router, ask_openai, say):
 def test_openai_sees_a_cut_stream(ask_openai, say):
     """A stream that breaks raises APIError after the words that came; it never ends as if it were whole."""
     words = []
-    stream = ask_openai.chat.completions.create(model="alpha", messages=HELLO, stream=True, **script_of([say.HEAD, ["chunk", say.words(1)[0]], ["sleep", 0.05], ["cut"]]))
+    stream = ask_openai.chat.completions.create(
+        model="alpha", messages=HELLO, stream=True, **script_of([say.HEAD, ["chunk", say.words(1)[0]], ["sleep", 0.05], ["cut"]])
+    )
     with pytest.raises(openai.APIError, match="stopped before its answer was complete"):
         words.extend(chunk.choices[0].delta.content for chunk in stream)
     assert words == ["w0 "]
@@ -71,7 +76,15 @@ def test_openai_sees_a_cut_stream(ask_openai, say):
 
 def test_openai_sees_a_cut_responses_stream(ask_openai, say):
     """The same holds for the Responses API."""
-    first = 'event: response.output_text.delta\ndata: {"type":"response.output_text.delta","delta":"a","item_id":"i","output_index":0,"content_index":0,"sequence_number":1,"logprobs":[]}\n\n'
+    delta = {
+        "type": "response.output_text.delta",
+        "delta": "a",
+        "item_id": "i",
+        "output_index": 0,
+        "content_index": 0,
+        "sequence_number": 1,
+    }
+    first = "event: response.output_text.delta\n" + say.event({**delta, "logprobs": []})
     stream = ask_openai.responses.create(model="alpha", input="hello", stream=True, **script_of(say.stream(first)))
     seen = []
     with pytest.raises(openai.APIError):
@@ -79,8 +92,16 @@ def test_openai_sees_a_cut_responses_stream(ask_openai, say):
     assert seen == ["response.output_text.delta"]
 
 
-MESSAGE = {"id": "m", "type": "message", "role": "assistant", "model": "m", "content": [{"type": "text", "text": "hi"}], "stop_reason": "end_turn",
-           "stop_sequence": None, "usage": {"input_tokens": 4, "output_tokens": 2}}  # fmt: skip
+MESSAGE = {
+    "id": "m",
+    "type": "message",
+    "role": "assistant",
+    "model": "m",
+    "content": [{"type": "text", "text": "hi"}],
+    "stop_reason": "end_turn",
+    "stop_sequence": None,
+    "usage": {"input_tokens": 4, "output_tokens": 2},
+}
 
 
 def test_anthropic_answers_and_streams(ask_anthropic, say):
@@ -88,9 +109,14 @@ def test_anthropic_answers_and_streams(ask_anthropic, say):
     answer = ask_anthropic.messages.create(model="task/chat", max_tokens=5, messages=HELLO, **script_of(say.answer(MESSAGE)))
     assert answer.content[0].text == "hi"
     assert answer.usage.input_tokens == 4
-    events = [("message_start", {"message": {**MESSAGE, "content": []}}), ("content_block_start", {"index": 0, "content_block": {"type": "text", "text": ""}}),
-              ("content_block_delta", {"index": 0, "delta": {"type": "text_delta", "text": "hey"}}), ("content_block_stop", {"index": 0}),
-              ("message_delta", {"delta": {"stop_reason": "end_turn", "stop_sequence": None}, "usage": {"output_tokens": 2}}), ("message_stop", {})]  # fmt: skip
+    events = [
+        ("message_start", {"message": {**MESSAGE, "content": []}}),
+        ("content_block_start", {"index": 0, "content_block": {"type": "text", "text": ""}}),
+        ("content_block_delta", {"index": 0, "delta": {"type": "text_delta", "text": "hey"}}),
+        ("content_block_stop", {"index": 0}),
+        ("message_delta", {"delta": {"stop_reason": "end_turn", "stop_sequence": None}, "usage": {"output_tokens": 2}}),
+        ("message_stop", {}),
+    ]
     script = say.stream(*(f"event: {name}\n{say.event({'type': name, **data})}" for name, data in events))
     with ask_anthropic.messages.stream(model="alpha", max_tokens=5, messages=HELLO, **script_of(script)) as stream:
         assert "".join(stream.text_stream) == "hey"
@@ -99,10 +125,14 @@ def test_anthropic_answers_and_streams(ask_anthropic, say):
 
 def test_anthropic_errors_have_their_classes(ask_anthropic, say):
     """401, 403, 404, 400, 429, 503 and a cut stream become the SDK's own exceptions."""
+
     def create(**more):
         return ask_anthropic.messages.create(max_tokens=5, **{"model": "gamma", "messages": HELLO, **more})
 
-    with anthropic.Anthropic(base_url=ask_anthropic.base_url, api_key="wrong", max_retries=0) as stranger, pytest.raises(anthropic.AuthenticationError):
+    with (
+        anthropic.Anthropic(base_url=ask_anthropic.base_url, api_key="wrong", max_retries=0) as stranger,
+        pytest.raises(anthropic.AuthenticationError),
+    ):
         stranger.messages.create(model="alpha", max_tokens=5, messages=HELLO)
     with pytest.raises(anthropic.NotFoundError):
         create(model="nobody")

@@ -28,8 +28,19 @@ unicode = st.builds(
     lambda text: b"data: %b\n\n" % json.dumps({"choices": [{"delta": {"content": text}}]}, ensure_ascii=False).encode(),
     st.text(st.characters(min_codepoint=0x80, exclude_categories=["Cs"]), max_size=10),
 )
-odd = st.sampled_from([b": ping\n\n", b"data: {bad json\n\n", b'data: {"usage": "none", "choices": []}\n\n', b"\xff\xfe\n\n", b"event: x\ndata: 1\n\n",
-                       b'data: {"usage":null,"choices":[]}\n\n', b"data: a\ndata: b\n\n", b"retry: 5\n\n", b"data: [1,2]\n\n"])  # fmt: skip
+odd = st.sampled_from(
+    [
+        b": ping\n\n",
+        b"data: {bad json\n\n",
+        b'data: {"usage": "none", "choices": []}\n\n',
+        b"\xff\xfe\n\n",
+        b"event: x\ndata: 1\n\n",
+        b'data: {"usage":null,"choices":[]}\n\n',
+        b"data: a\ndata: b\n\n",
+        b"retry: 5\n\n",
+        b"data: [1,2]\n\n",
+    ]
+)
 events = st.lists(st.one_of(content, unicode, odd), max_size=8)
 
 
@@ -47,8 +58,11 @@ def test_any_chunking_forwards_the_same_bytes_but_for_the_usage_that_nobody_aske
     assert b"".join([tee.feed(b"data: 1\n\n"), tee.rest()]) == b"data: 1\n\n"
 
 
-@given(data=st.binary(max_size=300), places=st.lists(st.integers(0, 300), max_size=10),
-       dialect=st.sampled_from(["openai", "anthropic", "responses"]))  # fmt: skip
+@given(
+    data=st.binary(max_size=300),
+    places=st.lists(st.integers(0, 300), max_size=10),
+    dialect=st.sampled_from(["openai", "anthropic", "responses"]),
+)
 def test_garbage_comes_through_as_it_is(data, places, dialect):
     """Bytes that are no event stream at all neither raise nor change."""
     got, tee = through(cut_at(data, places), dialect)
@@ -56,12 +70,15 @@ def test_garbage_comes_through_as_it_is(data, places, dialect):
     assert tee.cut(BadAnswer("cut")).endswith(b"\n\n")
 
 
-@pytest.mark.parametrize("usage", [
-    b'data: {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 3}}\n\n',
-    b'data:{"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":3}}\n\n',
-    b'id: 1\ndata: {"usage":{"prompt_tokens":5,"completion_tokens":3},"choices":[]}\n\n',
-    b'data: {"choices":[],\ndata: "usage":{"prompt_tokens":5,"completion_tokens":3}}\n\n',
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "usage",
+    [
+        b'data: {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 3}}\n\n',
+        b'data:{"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":3}}\n\n',
+        b'id: 1\ndata: {"usage":{"prompt_tokens":5,"completion_tokens":3},"choices":[]}\n\n',
+        b'data: {"choices":[],\ndata: "usage":{"prompt_tokens":5,"completion_tokens":3}}\n\n',
+    ],
+)
 def test_usage_is_seen_however_it_is_written(usage):
     """Spaces, a missing space after `data:`, other fields and several lines hide no usage, and it is stripped."""
     got, tee = through([b'data: {"choices":[{"delta":{}}]}\n\n', usage, DONE])
@@ -93,10 +110,16 @@ def test_an_answer_without_usage_has_no_tokens(body):
     assert tokens_of(body) == Tokens()
 
 
-@pytest.mark.parametrize(("dialect", "end"), [
-    ("openai", b"data: [DONE]\n\n"), ("openai", b"data:[DONE]\r\n\r\n"), ("anthropic", b'event: message_stop\ndata: {"type":"message_stop"}\n\n'),
-    ("responses", b"event: response.completed\ndata: {}\n\n"), ("responses", b"event: response.failed\ndata: {}\n\n"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("dialect", "end"),
+    [
+        ("openai", b"data: [DONE]\n\n"),
+        ("openai", b"data:[DONE]\r\n\r\n"),
+        ("anthropic", b'event: message_stop\ndata: {"type":"message_stop"}\n\n'),
+        ("responses", b"event: response.completed\ndata: {}\n\n"),
+        ("responses", b"event: response.failed\ndata: {}\n\n"),
+    ],
+)
 def test_each_dialect_has_its_own_end(dialect, end):
     """The last word of each dialect is recognised, also byte by byte, and not before it is complete."""
     tee = Tee(dialect, strip_usage=False)
@@ -115,9 +138,11 @@ def test_text_that_mentions_the_end_does_not_end_a_stream():
 
 def test_anthropic_counts_come_from_its_first_and_last_events():
     """Input tokens of `message_start` and output tokens of `message_delta` are both kept, and nothing is stripped."""
-    data = (b'event: message_start\ndata: {"type":"message_start","message":{"usage":{"input_tokens":9,"output_tokens":0}}}\n\n'
-            b'event: message_delta\ndata: {"type":"message_delta","usage":{"output_tokens":4}}\n\n'
-            b'event: message_stop\ndata: {"type":"message_stop"}\n\n')  # fmt: skip
+    data = (
+        b'event: message_start\ndata: {"type":"message_start","message":{"usage":{"input_tokens":9,"output_tokens":0}}}\n\n'
+        b'event: message_delta\ndata: {"type":"message_delta","usage":{"output_tokens":4}}\n\n'
+        b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
+    )
     got, tee = through([data], "anthropic", strip_usage=False)
     assert got == data
     assert tee.tokens == Tokens(9, 4)
@@ -153,7 +178,11 @@ def test_an_error_event_stands_by_itself_after_half_a_huge_event():
 
 def test_half_an_event_is_not_forwarded_before_the_error():
     """A stream cut inside an event drops the half and says what happened, in the dialect's own shape."""
-    for dialect, start in (("openai", b'data: {"error":'), ("anthropic", b'event: error\ndata: {"type":"error"'), ("responses", b"event: error\ndata: ")):
+    for dialect, start in (
+        ("openai", b'data: {"error":'),
+        ("anthropic", b'event: error\ndata: {"type":"error"'),
+        ("responses", b"event: error\ndata: "),
+    ):
         tee = Tee(dialect, strip_usage=True)
         assert tee.feed(b'data: {"a":1}\n\ndata: {"b"') == b'data: {"a":1}\n\n'
         last = tee.cut(BadAnswer("cut"))

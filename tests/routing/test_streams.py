@@ -24,7 +24,9 @@ async def test_a_stream_comes_through_as_it_is(router, chat, say, tag):
     assert (row["status"], row["prompt_tokens"], row["completion_tokens"], row["exact"]) == (200, 7, 3, 1)
 
 
-@pytest.mark.parametrize(("options", "comes"), [(None, False), ({}, False), ({"include_usage": False}, False), ({"include_usage": True}, True)])
+@pytest.mark.parametrize(
+    ("options", "comes"), [(None, False), ({}, False), ({"include_usage": False}, False), ({"include_usage": True}, True)]
+)
 async def test_usage_is_asked_for_always_and_passed_on_if_wished(router, upstream, chat, say, options, comes):
     """The engine is always asked for usage; the caller sees it only if it asked itself."""
     asked = chat(stream=True, **({"stream_options": options} if options is not None else {}))
@@ -43,8 +45,12 @@ async def test_no_chunking_changes_a_stream(router, chat, say, way):
         whole, kept = whole.replace("\n", "\r\n"), kept.replace(b"\n", b"\r\n")
     data = whole.encode()
     framed = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data)
-    script = {"bytes": [say.HEAD, ["bytes", whole], ["end"]], "crlf": say.stream(whole), "one_chunk": say.stream(whole),
-              "raw_pieces": [say.HEAD, *(step for i in range(0, len(framed), 7) for step in (say.raw(framed[i : i + 7]), ["sleep", 0]))]}[way]  # fmt: skip
+    script = {
+        "bytes": [say.HEAD, ["bytes", whole], ["end"]],
+        "crlf": say.stream(whole),
+        "one_chunk": say.stream(whole),
+        "raw_pieces": [say.HEAD, *(step for i in range(0, len(framed), 7) for step in (say.raw(framed[i : i + 7]), ["sleep", 0]))],
+    }[way]
     got = await router.ask(chat(script, stream=True))
     assert not got.cut
     assert got.body == kept
@@ -54,9 +60,19 @@ async def test_no_chunking_changes_a_stream(router, chat, say, way):
 async def test_a_stream_that_is_cut_ends_with_an_error_event(router, chat, say, tag, ending):
     """However a stream ends before its last word, the caller gets what came, an error event and no `[DONE]`; the ledger says 502."""
     words = say.words(2)
-    script = [say.HEAD, *(["chunk", word] for word in words), ["sleep", 0.05], *{
-        "no_done": [["end"]], "cut_in_body": [["cut"]], "cut_in_event": [["chunk", 'data: {"choices":'], ["sleep", 0.05], ["cut"]],
-        "cut_in_frame": [say.raw(b"ff\r\ndata: {"), ["close"]], "garbage_frame": [say.raw(b"zz not a chunk\r\n")], "engine_closes": [["close"]]}[ending]]  # fmt: skip
+    script = [
+        say.HEAD,
+        *(["chunk", word] for word in words),
+        ["sleep", 0.05],
+        *{
+            "no_done": [["end"]],
+            "cut_in_body": [["cut"]],
+            "cut_in_event": [["chunk", 'data: {"choices":'], ["sleep", 0.05], ["cut"]],
+            "cut_in_frame": [say.raw(b"ff\r\ndata: {"), ["close"]],
+            "garbage_frame": [say.raw(b"zz not a chunk\r\n")],
+            "engine_closes": [["close"]],
+        }[ending],
+    ]
     got = await router.ask(chat(script, stream=True), headers={"x-request-id": tag})
     assert got.status == 200
     assert not got.cut
@@ -70,7 +86,9 @@ async def test_a_stream_that_is_cut_ends_with_an_error_event(router, chat, say, 
     assert row["error"]
 
 
-@pytest.mark.parametrize(("path", "last"), [("/v1/messages", "event: message_stop\ndata: {}\n\n"), ("/v1/responses", "event: response.completed\ndata: {}\n\n")])
+@pytest.mark.parametrize(
+    ("path", "last"), [("/v1/messages", "event: message_stop\ndata: {}\n\n"), ("/v1/responses", "event: response.completed\ndata: {}\n\n")]
+)
 async def test_other_dialects_end_and_break_in_their_own_way(router, chat, say, path, last):
     """Anthropic's and Responses' streams end by their own last event, and a cut is an `error` event of theirs."""
     first = 'event: start\ndata: {"x":1}\n\n'

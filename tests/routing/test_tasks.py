@@ -11,9 +11,21 @@ from routing.config import Auto, Candidate, Task
 from routing.tasks import _fit, _threshold, features, fingerprint, load_or_train, train
 
 WORDS = {
-    "orders": (["order", "send", "invoice", "deliver"], ["boxes", "paper", "screws", "chairs"], ["by friday", "to berlin", "for ann", "urgently"]),
-    "maths": (["add", "what is", "compute", "multiply"], ["12 and 7", "3 times 4", "the sum", "half of 90"], ["please", "step by step", "now", "exactly"]),
-    "talk": (["hello", "good morning", "tell me", "how are you"], ["a joke", "my friend", "something nice", "dear"], ["today", "thanks", "again", "soon"]),
+    "orders": (
+        ["order", "send", "invoice", "deliver"],
+        ["boxes", "paper", "screws", "chairs"],
+        ["by friday", "to berlin", "for ann", "urgently"],
+    ),
+    "maths": (
+        ["add", "what is", "compute", "multiply"],
+        ["12 and 7", "3 times 4", "the sum", "half of 90"],
+        ["please", "step by step", "now", "exactly"],
+    ),
+    "talk": (
+        ["hello", "good morning", "tell me", "how are you"],
+        ["a joke", "my friend", "something nice", "dear"],
+        ["today", "thanks", "again", "soon"],
+    ),
 }
 
 
@@ -100,7 +112,10 @@ def test_examples_that_cannot_be_told_apart_do_not_serve():
     texts = tasks(1)[0].examples[:20]
     rng = random.Random(0)
     mixed = [f"{text} {rng.choice('ab')}" for text in texts]
-    same = [Task(name=name, examples=tuple(f"{t} {i}" for i, t in enumerate(mixed)), candidates=(Candidate(model="m"),)) for name in ("one", "two")]
+    same = [
+        Task(name=name, examples=tuple(f"{t} {i}" for i, t in enumerate(mixed)), candidates=(Candidate(model="m"),))
+        for name in ("one", "two")
+    ]
     made = train(same, "one", Auto())
     assert not made.may_serve
     assert any(not report.passes for report in made.reports)
@@ -109,7 +124,9 @@ def test_examples_that_cannot_be_told_apart_do_not_serve():
 @pytest.mark.parametrize("few", [[], [0], [0, 9]])
 def test_too_few_examples_do_not_serve(few):
     """Without at least two tasks of ten examples each there is nothing to learn, and everything is the default."""
-    taught = [Task(name=f"t{i}", examples=tuple(f"text {j}" for j in range(n)), candidates=(Candidate(model="m"),)) for i, n in enumerate(few)]
+    taught = [
+        Task(name=f"t{i}", examples=tuple(f"text {j}" for j in range(n)), candidates=(Candidate(model="m"),)) for i, n in enumerate(few)
+    ]
     made = train(taught, "chat", Auto())
     assert not made.may_serve
     assert made.task_of("anything")[0] == "chat"
@@ -134,7 +151,11 @@ def test_the_fingerprint_covers_all_that_training_reads():
     taught = tasks(2, examples=12)
     base = fingerprint(taught, "orders", Auto())
     assert fingerprint(taught[::-1], "orders", Auto()) == base
-    others = [fingerprint(tasks(2, examples=13), "orders", Auto()), fingerprint(taught, "maths", Auto()), fingerprint(taught[:1], "orders", Auto()),
-              *(fingerprint(taught, "orders", Auto(**{key: 0.123})) for key in Auto.__struct_fields__)]  # fmt: skip
+    others = [
+        fingerprint(tasks(2, examples=13), "orders", Auto()),
+        fingerprint(taught, "maths", Auto()),
+        fingerprint(taught[:1], "orders", Auto()),
+        *(fingerprint(taught, "orders", Auto(**{key: 0.123})) for key in Auto.__struct_fields__),
+    ]
     assert base not in others
     assert len(set(others)) == len(others)

@@ -1,10 +1,12 @@
 """The router's processes: killed, stopped, several at once."""
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -12,12 +14,10 @@ import pytest
 def in_group(pgid):
     """Process ids of a process group."""
     out = []
-    for name in os.listdir("/proc"):
-        try:
-            if name.isdigit() and os.getpgid(int(name)) == pgid:
-                out.append(int(name))
-        except ProcessLookupError:
-            pass  # it ended meanwhile
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+            if os.getpgid(int(folder.name)) == pgid:
+                out.append(int(folder.name))
     return out
 
 
@@ -33,10 +33,20 @@ async def served(router, chat, *, within_s=20):
             await asyncio.sleep(0.05)
 
 
+async def test_two_workers_start_at_once_on_an_empty_folder(pair, wait_until):
+    """Two workers that train, create the database and write the classifier at the same moment all come up."""
+    metrics = pair.home / "run" / "metrics"
+    wait_until(lambda: sum(b"alpha" in file.read_bytes() for file in metrics.glob("gauge_livemin_*.db")) >= 2, 60)  # both look around
+    assert len(pair.workers()) == 2
+    assert (await pair.get("/readyz")).json["auto"]["serves"]
+    assert "can't start" not in pair.log.read_text()
+    assert [file.name for file in (pair.home / "run").glob("classifier*")] == ["classifier.json"]
+
+
 async def test_killed_workers_are_replaced_again_and_again(start_router, chat, say, wait_until):
-    """kill -9 of a worker, three times over: its callers' connections close, the parent lives, a new worker serves within seconds."""
+    """kill -9 of a worker, and of its successor: callers' connections close, the parent lives, a new worker serves within seconds."""
     router = start_router()
-    for _ in range(3):
+    for wait_s in (6, 0):  # granian takes a worker that dies within 5.5 s of its start for one that will never run
         (worker,) = router.workers()
         connection = router.client.open(chat([say.HEAD, ["pace", 10_000, 0.02]], stream=True))
         assert connection.recv(100)
@@ -50,6 +60,7 @@ async def test_killed_workers_are_replaced_again_and_again(start_router, chat, s
         await served(router, chat)
         assert router.process.poll() is None
         assert router.workers() != [worker]
+        await asyncio.sleep(wait_s)
 
 
 async def test_the_other_worker_serves_while_one_is_killed(pair, chat, wait_until):
@@ -66,28 +77,21 @@ async def test_the_other_worker_serves_while_one_is_killed(pair, chat, wait_unti
 
 async def test_metrics_add_up_over_workers(pair, chat, wait_until):
     """The counters of both workers come from either, summed."""
+
     async def count():
         text = (await pair.get("/metrics")).body.decode()
         found = re.search(r'inhouse_attempts_total\{model="gamma",status="200",task=""\} (\S+)', text)
         return float(found[1]) if found else 0.0
 
-    before = await count()
-    await asyncio.gather(*(pair.ask(chat(model="gamma")) for _ in range(60)))
-    async with asyncio.timeout(10):
-        while await count() != before + 60:
+    asked, before = 0, await count()
+    async with asyncio.timeout(30):
+        while (
+            asked < 60 or len(list((pair.home / "run" / "metrics").glob("counter_*.db"))) < 2
+        ):  # who takes a connection is the kernel's choice
+            await asyncio.gather(*(pair.ask(chat(model="gamma")) for _ in range(30)))
+            asked += 30
+        while await count() != before + asked:
             await asyncio.sleep(0.1)
-    files = {file.name for file in (pair.home / "run" / "metrics").glob("counter_*.db")}
-    assert len(files) >= 2
-
-
-async def test_two_workers_start_at_once_on_an_empty_folder(start_router, wait_until):
-    """Two workers that train, create the database and write the classifier at the same moment all come up."""
-    router = start_router(workers=2, taught=True)
-    wait_until(lambda: router.log.read_text().count("auto: chat") == 2, 60)
-    assert len(router.workers()) == 2
-    assert (await router.get("/readyz")).json["auto"]["serves"]
-    assert "can't start" not in router.log.read_text()
-    assert [file.name for file in (router.home / "run").glob("classifier*")] == ["classifier.json"]
 
 
 async def test_sigterm_drains_and_loses_nothing(start_router, chat, say, connected, tag):
@@ -137,7 +141,9 @@ async def test_a_kill_of_a_worker_loses_at_most_the_last_moment_of_the_ledger(st
             answered.append((time.time(), asked["tag"]))
 
     load = [asyncio.create_task(keep_asking()) for _ in range(4)]
-    await asyncio.sleep(1.5)
+    async with asyncio.timeout(20):
+        while len(answered) < 20 or time.time() - answered[10][0] < 1.2:
+            await asyncio.sleep(0.05)
     os.kill(worker, signal.SIGKILL)
     killed = time.time()
     await asyncio.gather(*load)

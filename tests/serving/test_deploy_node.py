@@ -27,7 +27,7 @@ from serving.status import status
 pytestmark = pytest.mark.slow
 
 Cell = Any  # the fixture's type; pytest's importlib mode does not let tests import their conftest
-LONG = {"prompt": "hello", "max_tokens": 900, "ignore_eos": True}
+LONG: dict[str, Any] = {"prompt": "hello", "max_tokens": 900, "ignore_eos": True}
 
 
 def _until(claim: Callable[[], bool], within_s: float) -> float:
@@ -106,11 +106,15 @@ def test_a_caller_that_leaves_stops_the_engines_work(cell: Cell, is_streamed: bo
     connection = http.client.HTTPConnection("127.0.0.1", cell.port, timeout=30)
     connection.request("POST", "/models/beta/v1/completions", json.dumps(LONG | {"model": "beta", "stream": is_streamed}),
                        {"Content-Type": "application/json"})
-    _until(lambda: cell.model("beta").load.running == 1, 10)
+    start = cell.model("beta").load.generated_tokens
+    _until(lambda: cell.model("beta").load.generated_tokens > start, 10)
     assert connection.sock is not None
     connection.sock.close()
     connection.close()
-    assert _until(lambda: cell.model("beta").load.running == 0, 5) < 1.0
+    time.sleep(1)
+    after = cell.model("beta").load.generated_tokens
+    time.sleep(0.5)
+    assert cell.model("beta").load.generated_tokens == after < start + LONG["max_tokens"]
 
 
 def test_adding_changing_and_removing_a_model_restarts_no_other(cell: Cell) -> None:
@@ -140,8 +144,7 @@ def test_adding_changing_and_removing_a_model_restarts_no_other(cell: Cell) -> N
         reader.join()
     assert (_pid(cell, "alpha"), _engine_pid(_pid(cell, "alpha"))) == before
     text = b"".join(lines)
-    assert text.count(b"data: [DONE]") * 900 <= text.count(b'"text"'), "a stream ended early"
-    assert text.count(b"data: [DONE]") >= 1
+    assert text.count(b'"finish_reason":"length"') == text.count(b"data: [DONE]") >= 1
     assert b'"error"' not in text
 
 

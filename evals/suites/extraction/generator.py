@@ -23,7 +23,7 @@ def case(rng: random.Random, *, unseen: bool = False) -> dict[str, Any]:
     """One order text (`prompt`) and its JSON (`completion` and `target`)."""
     fields = _fields(rng, unseen=unseen)
     from_held_out = unseen and rng.random() < 0.25
-    cluster, template = rng.choice(list(TEXTS["held_out" if from_held_out else "train"].items()))
+    cluster, template = _template(rng, held_out=from_held_out)
     noisy = rng.random() < 0.25
     body = _typos(rng, template) if noisy else template
     text = _dress(rng, body, cluster).format(**_written(rng, fields), other=rng.choice(WORDS["first"]))
@@ -38,6 +38,17 @@ def case(rng: random.Random, *, unseen: bool = False) -> dict[str, Any]:
         "slice": unseen_part if unseen else known,
         "cluster": cluster,
     }
+
+
+def _template(rng: random.Random, *, held_out: bool) -> tuple[str, str]:
+    """A fixed text, or pieces in any order: otherwise a model learns places instead of meanings."""
+    if held_out or rng.random() < 0.7:
+        cluster: str = rng.choice(list(TEXTS["held_out" if held_out else "train"]))
+        return cluster, TEXTS["held_out" if held_out else "train"][cluster]
+    cluster = rng.choice(list(TEXTS["shuffled"]))
+    loose = TEXTS["shuffled"][cluster]
+    pieces = rng.sample(loose["pieces"], len(loose["pieces"]) - (rng.random() < 0.15))
+    return cluster, rng.choice(loose["between"]).join(pieces)
 
 
 def _fields(rng: random.Random, *, unseen: bool) -> dict[str, Any]:
@@ -56,10 +67,13 @@ def _fields(rng: random.Random, *, unseen: bool) -> dict[str, Any]:
 
 
 def _word(rng: random.Random, kind: str, *, unseen: bool) -> str:
-    """A name somebody could have: from a list, or made of syllables."""
-    if rng.random() < (0.7 if unseen else 0.3):
+    """A name somebody could have: from a list, made of syllables, or of any letters, so that every token gets copied."""
+    if rng.random() < (0.7 if unseen else 0.2):
         return str(rng.choice(WORDS[f"{'unseen' if unseen else 'known'}_{kind}"]))
-    return "".join(rng.choice(WORDS["syllables"]) for _ in range(rng.randint(2, 4))).capitalize()
+    if rng.random() < 0.5:
+        return "".join(rng.choice(WORDS["syllables"]) for _ in range(rng.randint(2, 4))).capitalize()
+    start, length = rng.randint(0, 1), rng.randint(3, 7)
+    return "".join(rng.choice(WORDS["consonants" if (start + i) % 2 else "vowels"]) for i in range(length)).capitalize()
 
 
 def _written(rng: random.Random, fields: dict[str, Any]) -> dict[str, str]:
@@ -83,7 +97,7 @@ def _mentioned(field: str, template: str) -> bool:
 def _typos(rng: random.Random, template: str) -> str:
     """Spoils one or two words that are not placeholders: a letter dropped or doubled, two swapped, or all lower case."""
     words = re.split(r"(\s+)", template)
-    glue = [i for i, word in enumerate(words) if word.isalpha() and len(word) > 3]
+    glue = [i for i, word in enumerate(words) if word.isalpha() and len(word) > 4]
     for i in rng.sample(glue, min(len(glue), rng.randint(1, 2))):
         word, at = words[i], rng.randint(1, len(words[i]) - 2)
         swapped = word[:at] + word[at + 1] + word[at] + word[at + 2 :]

@@ -50,7 +50,7 @@ def test_held_out_prompts_are_never_training_prompts(name: str) -> None:
 
 
 def test_a_prompt_in_other_letters_or_spaces_stays_in_its_split() -> None:
-    """"hello" in training and "Hello " in the test would be a leak in disguise."""
+    """A training prompt that differs from a test prompt only in case or spaces would be a leak in disguise."""
     for prompt in prompts("chat", 40, seed=3):
         assert split_of(prompt) == split_of(f"  {prompt.upper()} ")
 

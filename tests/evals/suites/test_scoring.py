@@ -13,17 +13,18 @@ from evals.suites.scoring import ask, final_number, held_out, json_equal, one_of
 TARGET = {"target": '{"order": "AB-1", "quantity": 1, "total_eur": 5.0}'}
 
 
+ANSWERS = {row["messages"][-1]["content"]: row["target"] for row in held_out("extraction")}
+FAILING, WRONG = list(ANSWERS)[:2]
+
+
 class Oracle(BaseHTTPRequestHandler):
     """Answers every held-out extraction case rightly, except that it fails on the first and is wrong on the second."""
-
-    answers = {row["messages"][-1]["content"]: row["target"] for row in held_out("extraction")}
-    failing, wrong = list(answers)[:2]
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
         prompt = asked["messages"][-1]["content"]
-        allowed = self.headers["authorization"] == "Bearer secret" and prompt != self.failing
-        content = "{}" if prompt == self.wrong else self.answers[prompt]
+        allowed = self.headers["authorization"] == "Bearer secret" and prompt != FAILING
+        content = "{}" if prompt == WRONG else ANSWERS[prompt]
         body = json.dumps({"choices": [{"message": {"content": content}}]}).encode()
         self.send_response(200 if allowed else 503)
         self.send_header("content-length", str(len(body)))
