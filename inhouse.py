@@ -57,7 +57,8 @@ def main() -> None:
 
 @main.command()
 @_HOME
-@click.option("--port", envvar="INHOUSE_PORT", default=8000, show_default=True, help="Where the router listens, on loopback (INHOUSE_PORT).")
+@click.option("--port", envvar="INHOUSE_PORT", default=8000, show_default=True,
+              help="Where the router listens, on loopback (INHOUSE_PORT).")  # fmt: skip
 @click.option("--models-port", envvar="INHOUSE_MODELS_PORT", default=8100, show_default=True,
               help="Where Ray Serve listens, on loopback (INHOUSE_MODELS_PORT).")  # fmt: skip
 @click.option("--workers", envvar="INHOUSE_WORKERS", default=1, show_default=True, type=click.IntRange(1, 64),

@@ -35,7 +35,7 @@ def keys() -> None:
 @click.option("--expires", metavar="TIME", help="When it ends: 12h, 30d or 8w from now. Without it: never.")
 @HOME
 @JSON
-def create_key(name: str, tasks: tuple[str, ...], models: tuple[str, ...], expires: str | None, home: Path, *, as_json: bool) -> None:  # noqa: PLR0913 (options)
+def create_key(name: str, tasks: tuple[str, ...], models: tuple[str, ...], expires: str | None, home: Path, *, as_json: bool) -> None:
     """Make a key for NAME and print it: the only time that it is shown.
 
     Example: inhouse keys create invoices --task extraction --expires 30d
@@ -102,16 +102,23 @@ def show_routes(home: Path, *, as_json: bool) -> None:
     rows = []
     for task in site.tasks.values():
         report = reports.get(task.name)
-        rows.append({"task": task.name, "default": task.name == site.routes.default_task,
-                     "candidates": {candidate.model: candidate.weight for candidate in task.candidates}, "fallbacks": list(task.fallbacks),
-                     "auto": None if report is None else {"precision": report.precision, "coverage": report.coverage, "passes": report.passes},
-                     "description": task.description})  # fmt: skip
+        rows.append({
+            "task": task.name,
+            "default": task.name == site.routes.default_task,
+            "candidates": {candidate.model: candidate.weight for candidate in task.candidates},
+            "fallbacks": list(task.fallbacks),
+            "auto": report and {"precision": report.precision, "coverage": report.coverage, "passes": report.passes},
+            "description": task.description,
+        })  # fmt: skip
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return
-    print_table(("TASK", "CANDIDATES", "FALLBACKS", "AUTO (HELD OUT)", "DESCRIPTION"), [
-        (f"{row['task']}{' (default)' if row['default'] else ''}", " ".join(f"{name}:{weight:g}" for name, weight in row["candidates"].items()),
-         " ".join(row["fallbacks"]) or "-", _auto(row["auto"]), row["description"]) for row in rows])  # fmt: skip
+    table = []
+    for row in rows:
+        candidates = " ".join(f"{name}:{weight:g}" for name, weight in row["candidates"].items())
+        name = f"{row['task']}{' (default)' if row['default'] else ''}"
+        table.append((name, candidates, " ".join(row["fallbacks"]) or "-", _auto(row["auto"]), row["description"]))
+    print_table(("TASK", "CANDIDATES", "FALLBACKS", "AUTO (HELD OUT)", "DESCRIPTION"), table)
 
 
 @routes.command("check")
@@ -202,8 +209,9 @@ def await_router(settings: "Settings", process: "subprocess.Popen[bytes]") -> No
     deadline = time.monotonic() + _START_S
     while not is_up(settings):
         if process.poll() is not None or time.monotonic() > deadline:
-            lines = (settings.home / "logs" / "router.log").read_text(errors="replace").strip().splitlines()
-            raise click.ClickException(f"the router did not start: {lines[-1] if lines else 'it said nothing'} (log: {settings.home}/logs/router.log)")
+            log = settings.home / "logs" / "router.log"
+            lines = log.read_text(errors="replace").strip().splitlines()
+            raise click.ClickException(f"the router did not start: {lines[-1] if lines else 'it said nothing'} (log: {log})")
         time.sleep(0.05)
 
 

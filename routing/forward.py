@@ -20,7 +20,8 @@ from routing.stream import Tee, Tokens, tokens_of
 from routing.upstream import Answer, Pool, Timeouts, UpstreamError
 
 log = logging.getLogger("inhouse.forward")
-_TRY_NEXT = frozenset((429, 500, 502, 503, 504))
+_TRY_NEXT = frozenset((401, 403, 429, 500, 502, 503, 504))
+_NOT_SICK = frozenset(("busy", "status_500"))  # a full house, and a request that one model can't digest, say little about its health
 _MOST_ATTEMPTS = 4
 _CLIENT_LEFT = 499  # nginx's word for it; callers never see it
 _PASSED_ON = (b"accept", b"traceparent", b"tracestate", b"anthropic-version", b"anthropic-beta", b"openai-beta")
@@ -56,7 +57,7 @@ class Decided(NamedTuple):
     started: float
     headers: dict[bytes, bytes]
 
-    def row(self, attempt: int, model: str, status: int, *, error: str = "", tokens: Tokens = Tokens(), exact: bool = True,  # noqa: B008, PLR0913 (a frozen value; the ledger's columns)
+    def row(self, attempt: int, model: str, status: int, *, error: str = "", tokens: Tokens = Tokens(), exact: bool = True,  # noqa: B008 (a frozen value; the ledger's columns)
             first_byte: float | None = None) -> Row:  # fmt: skip
         """The ledger's row for one attempt that ends now."""
         ttft_ms = None if first_byte is None else (first_byte - self.started) * 1e3
@@ -84,16 +85,20 @@ class Door:
                 self._ledger.append(decided.row(attempt, target.model, status, error=error.kind))
                 if error.kind in ("deadline", "answer_too_large"):
                     break
+                if error.kind not in _NOT_SICK:
+                    target.rest()
             except BaseException:
                 self._ledger.append(decided.row(attempt, target.model, _CLIENT_LEFT, error="client_left"))
                 raise
-            target.rest()
             log.warning("%s: %s in cell %s: %s", decided.request_id, target.model, target.cell, refusal.code)
         assert targets, "a route always has a target: the configuration is checked for it"
         raise refusal
 
     async def _attempt(self, decided: Decided, target: Target, attempt: int) -> Reply:
-        answer = await self._pool.send(target.origin, _request(decided, target), self._timeouts)
+        timeouts = self._timeouts
+        if attempt > 1:  # all attempts share the time that one request has
+            timeouts = timeouts._replace(total_s=timeouts.total_s - (time.monotonic() - decided.started))
+        answer = await self._pool.send(target.origin, _request(decided, target), timeouts)
         try:
             content_type = _content_type(answer)
             is_stream = content_type.startswith(b"text/event-stream")
@@ -177,7 +182,7 @@ def _request(decided: Decided, target: Target) -> bytes:
     passed = b"".join([b"%b: %b\r\n" % (name, given[name]) for name in _PASSED_ON if name in given])
     content_type = given.get(b"content-type", b"") if asked.endpoint.form else b"application/json"
     return b"POST %b%b HTTP/1.1\r\nhost: %b\r\ncontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n%b\r\n%b" % (
-        target.origin.prefix.encode(), asked.endpoint.path.encode(), target.origin.host.encode(), content_type, len(body),
+        target.origin.prefix.encode(), asked.endpoint.path.encode(), target.origin.authority.encode(), content_type, len(body),
         new_id().encode(), passed, body)  # fmt: skip
     # The engine's id is ours, not the caller's: engines refuse an id that is in flight already.
 

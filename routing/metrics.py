@@ -4,6 +4,7 @@ prometheus_client shares them between processes through files, in the folder tha
 """
 
 import os
+from bisect import bisect_left
 from collections import Counter as Tally
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,16 +39,25 @@ class Metrics:
         for (task, model, status), n in attempts.items():
             self._attempts.labels(task, model, status).inc(n)
         tokens: Tally[tuple[str, str]] = Tally()
+        answered: dict[tuple[str, str], list[Row]] = {}
         for row in rows:
             tokens[row.model, "prompt"] += row.prompt_tokens or 0
             tokens[row.model, "completion"] += row.completion_tokens or 0
             if row.status < 400:
-                self._total.labels(row.task, row.model).observe(row.total_ms / 1e3)
-                if row.ttft_ms is not None:
-                    self._ttft.labels(row.task, row.model).observe(row.ttft_ms / 1e3)
+                answered.setdefault((row.task, row.model), []).append(row)
         for (model, kind), n in tokens.items():
             if n:
                 self._tokens.labels(model, kind).inc(n)
+        for labels, those in answered.items():
+            _observe(self._total.labels(*labels), [row.total_ms / 1e3 for row in those])
+            _observe(self._ttft.labels(*labels), [row.ttft_ms / 1e3 for row in those if row.ttft_ms is not None])
+
+
+def _observe(histogram: Histogram, seconds: Sequence[float]) -> None:
+    """Observes many values at once: 1 us each where `observe` takes 4, as the shared file is written once a bucket."""
+    histogram._sum.inc(sum(seconds))
+    for bucket, n in Tally(bisect_left(_SECONDS, value) for value in seconds).items():
+        histogram._buckets[bucket].inc(n)
 
 
 def exposition() -> bytes:

@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from routing.keys import KeyRing
 from routing.ledger import Ledger
 from routing.router import House, Request
 from routing.store import open_store
-from routing.tasks import Classifier, load_or_train
+from routing.tasks import Classifier, load_or_train, report_lines
 from routing.upstream import Origin, Pool, Timeouts, UpstreamError
 from serving.catalog import SHIPPED as SHIPPED_MODELS
 from serving.catalog import read_catalog
@@ -58,16 +59,19 @@ class Settings(NamedTuple):
         """From `INHOUSE_*`, with the shipped files and loopback as defaults."""
         get = os.environ.get
         return cls(
-            Path(get("INHOUSE_HOME", ".inhouse")).absolute(), Path(get("INHOUSE_MODELS", SHIPPED_MODELS)), Path(get("INHOUSE_ROUTES", SHIPPED)),
-            get("INHOUSE_HOST", "127.0.0.1"), int(get("INHOUSE_PORT", "8000")), int(get("INHOUSE_WORKERS", "1")),
-            int(get("INHOUSE_MODELS_PORT", MODELS_PORT)),
-        )  # fmt: skip
+            home=Path(get("INHOUSE_HOME", ".inhouse")).absolute(),
+            models=Path(get("INHOUSE_MODELS", SHIPPED_MODELS)),
+            routes=Path(get("INHOUSE_ROUTES", SHIPPED)),
+            host=get("INHOUSE_HOST", "127.0.0.1"),
+            port=int(get("INHOUSE_PORT", "8000")),
+            workers=int(get("INHOUSE_WORKERS", "1")),
+            models_port=int(get("INHOUSE_MODELS_PORT", MODELS_PORT)),
+        )
 
     def environment(self) -> dict[str, str]:
         """The same as environment variables."""
-        return {"INHOUSE_HOME": str(self.home), "INHOUSE_MODELS": str(self.models), "INHOUSE_ROUTES": str(self.routes),
-                "INHOUSE_HOST": self.host, "INHOUSE_PORT": str(self.port), "INHOUSE_WORKERS": str(self.workers), "INHOUSE_MODELS_PORT": str(self.models_port),
-                "PROMETHEUS_MULTIPROC_DIR": str(self.home / "run" / "metrics")}  # fmt: skip
+        told = {f"INHOUSE_{name.upper()}": str(value) for name, value in self._asdict().items()}
+        return told | {"PROMETHEUS_MULTIPROC_DIR": str(self.home / "run" / "metrics")}
 
     def site(self) -> Site:
         """The site these settings point at. Raises `ConfigError`."""
@@ -83,10 +87,10 @@ class Exchange:
 
     __slots__ = ("body_read", "reason", "receive", "sending_since", "started", "task", "watch")
 
-    def __init__(self, receive: Receive, started: float) -> None:
+    def __init__(self, receive: Receive, started: float, loop: asyncio.AbstractEventLoop) -> None:
         self.receive = receive
         self.started = started
-        self.task = asyncio.current_task()
+        self.task = asyncio.current_task(loop)
         self.body_read = False
         self.sending_since = 0.0
         self.watch: asyncio.Task[None] | None = None
@@ -122,7 +126,7 @@ class App:
 
     async def _http(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         at, started = router.now()
-        exchange = Exchange(receive, started)
+        exchange = Exchange(receive, started, self._pool.loop)
         self._exchanges.add(exchange)
         try:
             reply = await self._reply(scope, exchange, at)
@@ -162,7 +166,7 @@ class App:
             return
         async with contextlib.aclosing(_closable(reply.body)) as stream:
             async for data in stream:
-                exchange.sending_since = exchange_clock()
+                exchange.sending_since = time.monotonic()
                 await send({"type": "http.response.body", "body": data, "more_body": True})
                 exchange.sending_since = 0.0
         await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -196,6 +200,9 @@ class App:
         self._background = [asyncio.create_task(work) for work in (self._pool.sweep(), self._tick(), self._watch_health())]
         gc.collect()
         gc.freeze()  # what lives as long as the worker is not looked at again
+        gc.set_threshold(50_000, 20, 50)  # a request leaves next to no cycles behind; looking every 700 objects costs more than it finds
+        for line in report_lines(self._house.classifier.reports):
+            log.info(line)
 
     async def _stop(self) -> None:
         for task in self._background:
@@ -208,7 +215,7 @@ class App:
         """Looks after requests and keys four times a second; one timer for all is cheaper than one for each."""
         while True:
             await asyncio.sleep(_TICK_S)
-            now = exchange_clock()
+            now = time.monotonic()
             for exchange in tuple(self._exchanges):
                 self._look_after(exchange, now)
             self._metrics.in_flight.set(len(self._exchanges))
@@ -238,7 +245,7 @@ class App:
         await asyncio.gather(*(self._check(origin, owners) for origin, owners in by_origin.items()))
 
     async def _check(self, origin: Origin, targets: list[Target]) -> None:
-        request = f"GET {origin.prefix}/health HTTP/1.1\r\nhost: {origin.host}\r\n\r\n".encode()
+        request = f"GET {origin.prefix}/health HTTP/1.1\r\nhost: {origin.authority}\r\n\r\n".encode()
         try:
             answer = await self._pool.send(origin, request, _HEALTH_TIMEOUTS)
             try:
@@ -253,11 +260,6 @@ class App:
                 target.recovered()
             target.ready = is_ready
             self._metrics.ready.labels(target.model, target.cell).set(is_ready)
-
-
-def exchange_clock() -> float:
-    """The clock of `Exchange`: monotonic seconds."""
-    return router.now()[1]
 
 
 async def _body(headers: dict[bytes, bytes], exchange: Exchange, limits: Limits) -> bytes:
@@ -315,23 +317,51 @@ def load_app() -> App:
 
 
 def run(settings: Settings) -> None:
-    """Runs the router until SIGTERM or SIGINT: open streams get time to end, a worker that dies is replaced."""
+    """Runs the router until SIGTERM or SIGINT: open streams get time to end, a worker that dies is replaced.
+
+    Granian gives up when a worker dies within seconds of its start; then everything is started anew, as nobody else would.
+    """
+    os.environ.update(settings.environment())
+    limits = settings.site().routes.limits
+    _fresh_metrics(settings.home / "run" / "metrics")
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal is no reason to stop
+    while True:
+        server = _server(settings, limits)
+        with contextlib.suppress(SystemExit):
+            server.serve()
+        if server.interrupt_signal:
+            return
+        log.error("router: workers keep dying; starting all of them again")
+        time.sleep(1)
+
+
+def _server(settings: Settings, limits: Limits) -> Any:
     from granian import Granian
     from granian.constants import HTTPModes, Interfaces, Loops, RuntimeModes
     from granian.http import HTTP1Settings
     from granian.log import LogLevels
 
-    os.environ.update(settings.environment())
-    limits = settings.site().routes.limits
-    _fresh_metrics(settings.home / "run" / "metrics")
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal is no reason to stop
-    Granian(
-        "routing.server:load_app", factory=True, interface=Interfaces.ASGI, address=settings.host, port=settings.port, workers=settings.workers,
-        http=HTTPModes.http1, websockets=False, loop=Loops.uvloop, runtime_mode=RuntimeModes.st, log_level=LogLevels.warning,
-        backlog=4096, backpressure=limits.connections_per_worker, respawn_failed_workers=True, respawn_interval=0.2,
+    return Granian(
+        "routing.server:load_app",
+        factory=True,
+        interface=Interfaces.ASGI,
+        address=settings.host,
+        port=settings.port,
+        workers=settings.workers,
+        http=HTTPModes.http1,
+        websockets=False,
+        loop=Loops.uvloop,
+        runtime_mode=RuntimeModes.st,
+        log_level=LogLevels.warning,
+        backlog=4096,
+        backpressure=limits.connections_per_worker,
+        respawn_failed_workers=True,
+        respawn_interval=0.2,
         workers_kill_timeout=_SHUTDOWN_S,
-        http1_settings=HTTP1Settings(header_read_timeout=int(limits.header_timeout_s * 1000), max_buffer_size=max(8192, 2 * limits.header_bytes)),
-    ).serve()  # fmt: skip
+        http1_settings=HTTP1Settings(
+            header_read_timeout=int(limits.header_timeout_s * 1000), max_buffer_size=max(8192, 2 * limits.header_bytes)
+        ),
+    )
 
 
 def _fresh_metrics(folder: Path) -> None:

@@ -5,7 +5,7 @@ Only tables and connections live here; what rows mean belongs to `keys` and `led
 
 from pathlib import Path
 
-from sqlalchemy import Column, Engine, Float, Index, Integer, MetaData, String, Table, create_engine, event
+from sqlalchemy import Column, Engine, Float, Integer, MetaData, String, Table, create_engine, event
 
 METADATA = MetaData()
 
@@ -42,8 +42,6 @@ LEDGER = Table(
     Column("exact", Integer, nullable=False),  # 0: counted by us, as the engine did not say
     Column("ttft_ms", Float),
     Column("total_ms", Float, nullable=False),
-    Index("ledger_at", "at"),
-    Index("ledger_request", "request_id", "attempt"),
 )
 
 

@@ -29,19 +29,20 @@ class UpstreamError(Exception):
 
 
 class Origin(NamedTuple):
-    """Where a model answers: scheme, host and port, and the path in front of `/v1`."""
+    """Where a model answers: scheme, host and port, the path in front of `/v1`, and the value of the `Host` header."""
 
     host: str
     port: int
     tls: bool
     prefix: str
+    authority: str
 
     @classmethod
     def of(cls, url: str) -> "Origin":
         """Splits a base URL such as `http://127.0.0.1:8100/models/a`."""
         parts = urlsplit(url)
         tls = parts.scheme == "https"
-        return cls(parts.hostname or "127.0.0.1", parts.port or (443 if tls else 80), tls, parts.path.rstrip("/"))
+        return cls(parts.hostname or "127.0.0.1", parts.port or (443 if tls else 80), tls, parts.path.rstrip("/"), parts.netloc)
 
 
 class Timeouts(NamedTuple):
@@ -64,7 +65,7 @@ class Answer(asyncio.Protocol):
         self._pool = pool
         self._origin = origin
         self._transport: Any = None
-        self._parser: Any = None
+        self._parser = httptools.HttpResponseParser(self)
         self._chunks: list[bytes] = []
         self._buffered = 0
         self._paused = False
@@ -137,7 +138,6 @@ class Answer(asyncio.Protocol):
     # for the pool and the caller
     def write(self, data: bytes, timeouts: Timeouts) -> None:
         """Starts a new exchange on this connection."""
-        self._parser = httptools.HttpResponseParser(self)
         self.status = 0
         self.headers = []
         self._header_bytes = 0
@@ -232,7 +232,7 @@ class Answer(asyncio.Protocol):
         return b"content-length" not in names and b"transfer-encoding" not in names
 
     async def _wait(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
+        self._waiter = self._pool.loop.create_future()
         try:
             await self._waiter
         finally:
@@ -244,12 +244,13 @@ class Answer(asyncio.Protocol):
 
 
 class Pool:
-    """Kept-alive connections per origin. One per worker process; start `sweep` once a loop runs."""
+    """Kept-alive connections per origin. One per worker process, made inside its running loop; `sweep` must run beside it."""
 
     def __init__(self, *, max_idle: int = 512) -> None:
         self._idle: dict[Origin, deque[Answer]] = {}
         self._busy: set[Answer] = set()
         self._max_idle = max_idle
+        self.loop = asyncio.get_running_loop()  # asking for it at every wait costs a system call on Python 3.11
         self._tls: ssl.SSLContext | None = None
 
     async def send(self, origin: Origin, request: bytes, timeouts: Timeouts) -> Answer:
@@ -287,12 +288,11 @@ class Pool:
         return None
 
     async def _connect(self, origin: Origin, timeout_s: float) -> Answer:
-        loop = asyncio.get_running_loop()
         if origin.tls and self._tls is None:
             self._tls = ssl.create_default_context()
         try:
             async with asyncio.timeout(timeout_s):
-                _, answer = await loop.create_connection(
+                _, answer = await self.loop.create_connection(
                     lambda: Answer(self, origin), origin.host, origin.port, ssl=self._tls if origin.tls else None
                 )
                 return answer

@@ -92,7 +92,7 @@ def test_a_rest_ends_when_the_target_answers():
 def test_an_adapter_is_answered_by_its_models_engine():
     """The adapter's target lies at its model's address and keeps the adapter's name."""
     target = fleet_of(site()).for_model("a-de")[0]
-    assert (target.model, target.origin) == ("a-de", Origin("h0", 81, False, "/x/models/a"))
+    assert (target.model, target.origin) == ("a-de", Origin("h0", 81, False, "/x/models/a", "h0:81"))
 
 
 def test_nothing_is_ready_before_its_first_check():
@@ -106,9 +106,9 @@ def test_nothing_is_ready_before_its_first_check():
 @pytest.mark.parametrize(
     ("url", "origin"),
     [
-        ("http://h", Origin("h", 80, False, "")),
-        ("https://h/", Origin("h", 443, True, "")),
-        ("http://[::1]:8/a/b/", Origin("::1", 8, False, "/a/b")),
+        ("http://h", Origin("h", 80, False, "", "h")),
+        ("https://h/", Origin("h", 443, True, "", "h")),
+        ("http://[::1]:8/a/b/", Origin("::1", 8, False, "/a/b", "[::1]:8")),
     ],
 )
 def test_an_origin_is_read_from_an_address(url, origin):

@@ -64,7 +64,7 @@ async def test_nothing_is_tried_again_after_the_first_byte(router, upstream, cha
 
 async def test_a_resting_model_is_asked_after_the_healthy(router, upstream, chat, say, tag):
     """The request after a failure goes to the fallback first."""
-    await both(router, chat, say, FAILURES["status_500"], tag)
+    await both(router, chat, say, FAILURES["status_503"], tag)
     asked = chat(model="task/extraction")
     assert (await router.ask(asked)).headers["inhouse-model"] == "beta"
     assert [seen.model for seen in upstream.seen[asked["tag"]]] == ["beta"]
