@@ -137,6 +137,7 @@ class App:
             await self._send(exchange, _refused(TooSlowToSend("the request's body did not arrive in time; send it faster"), scope), send)
         finally:
             self._exchanges.discard(exchange)
+            exchange.task = None  # else task and exchange hold each other, and only the collector could free them
             if exchange.watch is not None:
                 exchange.watch.cancel()
         if not exchange.body_read and not exchange.reason:

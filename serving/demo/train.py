@@ -1,4 +1,4 @@
-"""Trains the demo models from JSONL rows: python -m serving.demo.train --data DIR. One core, some 25 minutes each.
+"""Trains the demo models from JSONL rows: python -m serving.demo.train --data DIR. One core, half an hour to an hour each.
 
 DIR holds extraction.jsonl, reasoning.jsonl and chat.jsonl with messages and completion. The schedule counts steps and
 every draw is seeded, so the same machine makes the same weights again; another CPU may round differently.
@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from serving.demo.recipe import RECIPES, Recipe, make_tokenizer, model_config, turns, write_settings
 
 TASKS = ("extraction", "reasoning", "chat")
-TOKENIZER_ROWS = 6000  # of each task; more does not change the merges much
+TOKENIZER_ROWS = 6000  # of each task
 IGNORED = -100
 MICRO_BATCHES = 4  # rows of a step are sorted by length and cut into these, so that little is padding
 WARMUP_STEPS = 60
@@ -81,7 +81,7 @@ def backward(model: LlamaForCausalLM, batch: list[Encoded]) -> float:
 
 
 def make_optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers, which halves the steps; AdamW for embeddings and norms."""
+    """Muon for the matrices inside the layers; AdamW for embeddings and norms."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     return [

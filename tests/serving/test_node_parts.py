@@ -66,15 +66,17 @@ def test_free_ports_are_different() -> None:
     assert len(set(free_ports(8))) == 8
 
 
-def test_haproxy_reads_only_loopback_binds(tmp_path: Path) -> None:
-    """Binds to all interfaces are rewritten, others and everything else are kept, and the arguments arrive."""
+def test_haproxy_reads_a_corrected_configuration(tmp_path: Path) -> None:
+    """Binds to all interfaces are rewritten, request splicing goes, everything else is kept, and the arguments arrive."""
     config = tmp_path / "haproxy.cfg"
-    config.write_text("frontend p\n    bind :9101\nfrontend h\n    bind 127.0.0.1:8100\nlisten stats\n  bind *:8404\n  stats uri /bind\n")
+    text = ("defaults\n    option splice-request\n    option splice-response\nfrontend p\n    bind :9101\n"
+            "frontend h\n    bind 127.0.0.1:8100\nlisten stats\n  bind *:8404\n  stats uri /bind\n")
+    config.write_text(text)
     wrapper = write_wrapper(tmp_path, Path("/bin/echo"))
     said = subprocess.run([wrapper, "-db", "-f", config], capture_output=True, text=True, check=True).stdout
     assert said == f"-db -f {config}\n"
-    assert config.read_text() == ("frontend p\n    bind 127.0.0.1:9101\nfrontend h\n    bind 127.0.0.1:8100\n"
-                                  "listen stats\n  bind 127.0.0.1:8404\n  stats uri /bind\n")
+    corrected = text.replace("    option splice-request\n", "").replace("bind :9101", "bind 127.0.0.1:9101")
+    assert config.read_text() == corrected.replace("bind *:8404", "bind 127.0.0.1:8404")
 
 
 def test_counters_are_added_up_over_labels() -> None:
