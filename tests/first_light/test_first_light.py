@@ -53,7 +53,8 @@ def test_status_tells_models_and_memory(house):
     """`inhouse status` shows both models running, the router ready and the memory of each process."""
     state = json.loads(house.command("status", "--json").stdout)
     assert state["router"]["ready"] and state["router"]["auto"]["serves"]
-    assert {model["name"]: model["state"] for model in state["node"]["models"]} == {"demo-extractor": "running", "demo-generalist": "running"}
+    states = {model["name"]: model["state"] for model in state["node"]["models"]}
+    assert states == {"demo-extractor": "running", "demo-generalist": "running"}
     assert 0 < state["rss_bytes"] < 8e9
     assert "demo-extractor" in house.command("status").stdout
 
@@ -61,7 +62,8 @@ def test_status_tells_models_and_memory(house):
 def test_auto_sends_order_emails_to_the_specialist(house, client):
     """`model: auto` tells held-out order e-mails from sums and small talk."""
     for task, model in (("extraction", "demo-extractor"), ("reasoning", "demo-generalist"), ("chat", "demo-generalist")):
-        answers = [client.chat.completions.with_raw_response.create(model="auto", messages=case["messages"], max_tokens=4) for case in cases(task, 20)]
+        ask = client.chat.completions.with_raw_response.create
+        answers = [ask(model="auto", messages=case["messages"], max_tokens=4) for case in cases(task, 20)]
         told = [answer.headers["inhouse-task"] for answer in answers]
         assert told.count(task) >= 18, told
         assert {a.headers["inhouse-model"] for a in answers if a.headers["inhouse-task"] == task} == {model}
@@ -97,14 +99,15 @@ def test_openai_sdk_streams_with_usage_only_when_asked(client):
 
 def test_tools_and_json_schema_pass_through(client):
     """Tools reach the engine as they are, and a JSON schema constrains the answer."""
-    tool = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {"id": {"type": "string"}}}}}
+    ask = {"model": "demo-generalist", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 60}
+    parameters = {"type": "object", "properties": {"id": {"type": "string"}}}
+    tool = {"type": "function", "function": {"name": "look_up", "parameters": parameters}}
     forced = {"type": "function", "function": {"name": "look_up"}}
-    call = client.chat.completions.create(model="demo-generalist", messages=[{"role": "user", "content": "hi"}], tools=[tool], tool_choice=forced,
-                                          max_tokens=60)  # fmt: skip
+    call = client.chat.completions.create(**ask, tools=[tool], tool_choice=forced)
     assert call.choices[0].message.tool_calls[0].function.name == "look_up"
-    schema = {"type": "object", "properties": {"colour": {"enum": ["red", "blue"]}}, "required": ["colour"], "additionalProperties": False}
-    shaped = client.chat.completions.create(model="demo-generalist", messages=[{"role": "user", "content": "hi"}], max_tokens=60,
-                                            response_format={"type": "json_schema", "json_schema": {"name": "c", "schema": schema}})  # fmt: skip
+    colour = {"colour": {"enum": ["red", "blue"]}}
+    schema = {"type": "object", "properties": colour, "required": ["colour"], "additionalProperties": False}
+    shaped = client.chat.completions.create(**ask, response_format={"type": "json_schema", "json_schema": {"name": "c", "schema": schema}})
     assert json.loads(shaped.choices[0].message.content)["colour"] in ("red", "blue")
 
 
@@ -153,7 +156,8 @@ async def test_64_streams_at_once_all_complete(house):
 def test_a_caller_who_leaves_stops_the_engine(house, stream):
     """Within a second of the caller leaving, vLLM has no running request; streamed or not."""
     connection = http.client.HTTPConnection("127.0.0.1", house.port)
-    body = {"model": "demo-generalist", "stream": stream, "max_tokens": 950, "ignore_eos": True, "messages": [{"role": "user", "content": "Hello"}]}
+    hello = [{"role": "user", "content": "Hello"}]
+    body = {"model": "demo-generalist", "stream": stream, "max_tokens": 950, "ignore_eos": True, "messages": hello}
     connection.request("POST", "/v1/chat/completions", json.dumps(body), {"authorization": f"Bearer {house.key}"})
     running = "vllm:num_requests_running"
     assert house.eventually(lambda: house.gauge("demo-generalist", running) == 1, 10)
@@ -165,11 +169,12 @@ def test_a_caller_who_leaves_stops_the_engine(house, stream):
 
 
 def still_answers(house, model, seconds):
+    body = json.dumps({"model": model, "max_tokens": 1, "messages": [{"role": "user", "content": "a"}]})
+
     def answered():
         connection = http.client.HTTPConnection("127.0.0.1", house.port, timeout=30)
         try:
-            connection.request("POST", "/v1/chat/completions", json.dumps({"model": model, "max_tokens": 1, "messages": [{"role": "user", "content": "a"}]}),
-                               {"authorization": f"Bearer {house.key}"})  # fmt: skip
+            connection.request("POST", "/v1/chat/completions", body, {"authorization": f"Bearer {house.key}"})
             return connection.getresponse().status == 200
         except OSError:
             return False
@@ -179,13 +184,22 @@ def still_answers(house, model, seconds):
     return house.eventually(answered, seconds)
 
 
+def router_pids(house):
+    """The router's supervisor and workers."""
+    return [pid for pid in house.pids("") if b"routing.server" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def parent(pid):
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def test_a_killed_router_worker_is_replaced(house):
     """kill -9 of a router worker: the other one goes on, a new one comes, no request finds a closed door for long."""
-    workers = [pid for pid in house.pids("") if b"routing.server" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    children = [pid for pid in workers if int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) in workers]
+    workers = router_pids(house)
+    children = [pid for pid in workers if parent(pid) in workers]
     os.kill(children[0], signal.SIGKILL)
     assert still_answers(house, "demo-generalist", 10)
-    assert house.eventually(lambda: len([pid for pid in house.pids("") if b"routing.server" in Path(f"/proc/{pid}/cmdline").read_bytes()]) == len(workers), 15)
+    assert house.eventually(lambda: len(router_pids(house)) == len(workers), 15)
 
 
 @pytest.mark.parametrize("victim", ["VLLM::EngineCore", "ray::ServeReplica:demo-extractor"])
@@ -193,16 +207,16 @@ def test_a_killed_engine_or_replica_comes_back(house, client, victim):
     """kill -9 under a running stream: the client gets a clean error event, the fallback answers meanwhile, the model returns by itself."""
     extractor = house.pids("ray::ServeReplica:demo-extractor")[0]
     engines = house.pids("VLLM::EngineCore")
-    parents = {pid: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1] for pid in engines}
-    pid = extractor if "Replica" in victim else next(pid for pid, parent in parents.items() if int(parent) == extractor)
-    stream = client.chat.completions.create(model="demo-extractor", messages=[{"role": "user", "content": ORDER}], stream=True, max_tokens=900,
-                                            extra_body={"ignore_eos": True})  # fmt: skip
+    pid = extractor if "Replica" in victim else next(pid for pid in engines if parent(pid) == extractor)
+    order = [{"role": "user", "content": ORDER}]
+    endless = {"ignore_eos": True}
+    stream = client.chat.completions.create(model="demo-extractor", messages=order, stream=True, max_tokens=900, extra_body=endless)
     next(iter(stream))
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(openai.APIError) as raised:
         for _ in stream:
             pass
     assert not re.search(r"127\.0\.0\.1|Traceback|File \"", str(raised.value))
-    meanwhile = client.chat.completions.with_raw_response.create(model="task/extraction", messages=[{"role": "user", "content": ORDER}], max_tokens=4)
+    meanwhile = client.chat.completions.with_raw_response.create(model="task/extraction", messages=order, max_tokens=4)
     assert meanwhile.headers["inhouse-model"] in ("demo-generalist", "demo-extractor")
     assert still_answers(house, "demo-extractor", 120)

@@ -100,6 +100,14 @@ def test_an_adapter_answers_under_its_own_name(cell: Cell) -> None:
     assert base[1]["choices"][0]["text"] != adapted[1]["choices"][0]["text"]
 
 
+def test_status_tells_memory_models_and_load(cell: Cell) -> None:
+    """And the whole of it stays within the 5 GB that a laptop is asked for."""
+    now = status(cell.home)
+    assert {model.name: (model.state, model.is_ready) for model in now.models} == {"alpha": ("running", True), "beta": ("running", True)}
+    assert all(model.load is not None for model in now.models)
+    assert 1e9 < now.rss_bytes < 5e9 - 150e6, "the router's 150 MB come on top"
+
+
 @pytest.mark.parametrize("is_streamed", [True, False])
 def test_a_caller_that_leaves_stops_the_engines_work(cell: Cell, is_streamed: bool) -> None:
     """Within a second, through HAProxy and Serve; else the engine would work for nobody."""
@@ -179,14 +187,6 @@ def test_a_second_start_keeps_the_node_and_foreign_ports_are_named(cell: Cell, t
     with pytest.raises(PreflightError, match=f"port {cell.port} is in use by haproxy"):
         list(start_node(NodeSettings(home=tmp_path, http_port=cell.port), cell.catalog))
     assert processes.marked(str(tmp_path)) == []
-
-
-def test_status_tells_memory_models_and_load(cell: Cell) -> None:
-    """And the whole of it stays within the 5 GB that a laptop is asked for."""
-    now = status(cell.home)
-    assert {model.name: (model.state, model.is_ready) for model in now.models} == {"alpha": ("running", True), "beta": ("running", True)}
-    assert all(model.load is not None for model in now.models)
-    assert 1e9 < now.rss_bytes < 5e9 - 150e6, "the router's 150 MB come on top"
 
 
 def test_an_interrupted_start_and_a_killed_starter_leave_nothing_that_stop_does_not_end(tmp_path: Path) -> None:
