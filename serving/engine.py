@@ -1,9 +1,10 @@
 """One vLLM engine and its HTTP application from a plain `Spec`. Knows nothing of Ray.
 
 vLLM is driven through its command line's own parser (the one interface that vLLM documents and checks), so `engine:` in the
-catalog means what it means to `vllm serve`. No ray.llm between: its LLMServer adds 7 s of imports and start-up work and about
-100 MB to each replica, forces a worker process of its own (13 s and 800 MB more on a CPU) and is what breaks with each vLLM
-release; nothing of it is left once the replica serves vLLM's own application (measured 2026-11-22, see serving/README.md).
+catalog means what it means to `vllm serve`. No ray.llm between: on a CPU its LLMServer forces a worker process beside the engine's
+(1.5 GB and 40 s of CPU time more for two models, serving/README.md), it is what breaks with each vLLM release, and once the replica
+serves vLLM's own application nothing of it is left. A replica's GPUs are in one node, so vLLM's own worker processes do for tensor
+parallelism what Ray's executor would; a model that spans nodes would get a placement group and `distributed_executor_backend: ray` here.
 """
 
 import argparse

@@ -65,7 +65,7 @@ def end(mark: str, patience_s: float = 3.0) -> int:
     """
     seen: set[int] = set()
     start = time.monotonic()
-    while pids := marked(mark):
+    while pids := marked(mark) or _looked_again(mark):
         waited = time.monotonic() - start
         for pid in pids:
             if waited >= patience_s or pid not in seen:
@@ -75,6 +75,12 @@ def end(mark: str, patience_s: float = 3.0) -> int:
             raise TimeoutError(f"processes {', '.join(map(str, pids))} did not end; kill them as their owner or root")
         time.sleep(0.05)
     return len(seen)
+
+
+def _looked_again(mark: str) -> list[int]:
+    """A second look, a moment later: a process that is just starting a program shows no environment for that moment."""
+    time.sleep(0.2)
+    return marked(mark)
 
 
 def _signal(pid: int, number: signal.Signals) -> None:

@@ -4,7 +4,7 @@ import re
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from serving.node import read_node
 from serving.processes import Process
 from serving.serve_api import ServeRefusedError, ServeUnreachableError, fetch
 
+_METRICS_S = 2.0  # Serve holds a request for a model whose replica has just died until there is another
 _SAMPLE = re.compile(r"^(vllm:[a-z_]+)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 
 
@@ -78,25 +79,28 @@ def status(home: Path, *, sample_s: float = 0.5) -> NodeStatus:
         applications = node.api.details()["applications"]
     except (ServeUnreachableError, ServeRefusedError, OSError) as error:
         return NodeStatus(is_running=False, message=f"{error}; `inhouse up` starts it again", models=(), processes=found)
-    loads = _loads({name: f"{node.http_url}/models/{name}/metrics" for name in applications}, sample_s)
-    models = tuple(_model(name, application, node.http_url, loads.get(name)) for name, application in applications.items())
-    return NodeStatus(is_running=True, message="", models=models, processes=found)
+    models = [_model(name, application, node.http_url) for name, application in applications.items()]
+    loads = _loads({model.name: f"{model.url}/metrics" for model in models if model.is_ready}, sample_s)
+    return NodeStatus(is_running=True, message="", models=tuple(replace(model, load=loads.get(model.name)) for model in models),
+                      processes=found)
 
 
-def _model(name: str, application: Mapping[str, Any], url: str, load: Load | None) -> ModelStatus:
+def _model(name: str, application: Mapping[str, Any], url: str) -> ModelStatus:
     deployments = list(application.get("deployments", {}).values())
     message = "\n".join([application.get("message") or "", *(one.get("message") or "" for one in deployments)])
     replicas = tuple(ReplicaStatus(id=replica["replica_id"], state=replica["state"].lower(), pid=replica.get("pid"))
                      for one in deployments for replica in one.get("replicas", ()))
     return ModelStatus(name=name, url=f"{url}/models/{name}", state=application["status"].lower(), message=reason(message),
-                       replicas=replicas, load=load)
+                       replicas=replicas, load=None)
 
 
 def _loads(urls: Mapping[str, str], sample_s: float) -> dict[str, Load]:
     before = _scrape(urls)
+    if not sample_s:
+        return {name: _load(now, now, 0) for name, now in before.items()}
     time.sleep(sample_s)
-    after = _scrape(urls)
-    return {name: _load(before.get(name, now), now, sample_s) for name, now in after.items()}
+    after = _scrape({name: urls[name] for name in before})
+    return {name: _load(before[name], now, sample_s) for name, now in after.items()}
 
 
 def _scrape(urls: Mapping[str, str]) -> dict[str, dict[str, float]]:
@@ -108,7 +112,7 @@ def _scrape(urls: Mapping[str, str]) -> dict[str, dict[str, float]]:
 
 def _metrics(url: str) -> str | None:
     try:
-        return fetch(url)
+        return fetch(url, _METRICS_S)
     except ServeUnreachableError:
         return None
 

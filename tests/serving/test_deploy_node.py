@@ -163,7 +163,7 @@ def test_a_killed_engine_is_replaced(cell: Cell) -> None:
     next(stream)
     os.kill(_engine_pid(replica), signal.SIGKILL)
     assert b'"error"' in b"".join(stream)
-    _until(lambda: cell.model("beta").replicas != () and all(one.pid != replica for one in cell.model("beta").replicas), 15)
+    _until(lambda: cell.model("beta").replicas != () and all(one.pid != replica for one in cell.model("beta").replicas), 30)
     _until(lambda: _answers(cell, "beta"), 150)
     assert _pid(cell, "alpha") == other
 
@@ -197,6 +197,7 @@ def test_an_interrupted_start_and_a_killed_starter_leave_nothing_that_stop_does_
     for number in (signal.SIGINT, signal.SIGKILL):
         starter = subprocess.Popen([sys.executable, "-c", code, tmp_path, port], stderr=subprocess.DEVNULL)
         _until(lambda: len(processes.marked(str(tmp_path))) >= 2, 60)
+        assert starter.poll() is None, "the start was over before it could be interrupted"
         starter.send_signal(number)
         starter.wait(60)
         if number == signal.SIGKILL:
