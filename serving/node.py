@@ -113,6 +113,7 @@ def stop_node(home: Path) -> int:
     home = home.resolve()
     ended = processes.end(str(home))
     _state_file(home).unlink(missing_ok=True)
+    _clear_folder(home)
     return ended
 
 
@@ -193,18 +194,32 @@ def _short_folder(home: Path) -> Path:
 
     Ray makes its own folder writable for everybody; that is one level down, where nobody else gets.
     """
-    folder = Path("/tmp") / f"inhouse-{hashlib.sha256(str(home).encode()).hexdigest()[:8]}"  # noqa: S108 (made ours and checked below)
-    if folder.exists() and folder.stat(follow_symlinks=False).st_uid == os.getuid() and not folder.is_symlink():
-        shutil.rmtree(folder)
+    folder = _folder(home)
     try:
         folder.mkdir(mode=0o700)
     except FileExistsError as error:
         raise NodeError(f"{folder} belongs to someone else; remove it, or set INHOUSE_HOME to another folder") from error
     (folder / "tmp").mkdir()
     logs = home / "logs" / "ray"
-    logs.unlink(missing_ok=True)
+    shutil.rmtree(logs, ignore_errors=True)
     logs.symlink_to(folder / "ray" / "session_latest" / "logs")
     return folder
+
+
+def _clear_folder(home: Path) -> None:
+    """Removes the short folder; its logs go where the link to them was, so that a failed start can be read about."""
+    folder, logs = _folder(home), home / "logs" / "ray"
+    if logs.is_symlink():
+        kept = logs.resolve()
+        logs.unlink()
+        if kept.is_dir():
+            shutil.copytree(kept, logs, symlinks=True)
+    if folder.is_dir() and not folder.is_symlink() and folder.stat().st_uid == os.getuid():
+        shutil.rmtree(folder)
+
+
+def _folder(home: Path) -> Path:
+    return Path("/tmp") / f"inhouse-{hashlib.sha256(str(home).encode()).hexdigest()[:8]}"  # noqa: S108 (made private, or refused)
 
 
 def _cpus(catalog: Catalog) -> int:
