@@ -9,10 +9,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, Connection, Engine, Float, Integer, MetaData, String, Table, create_engine, event, inspect, text
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    Engine,
+    Float,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    UniqueConstraint,
+    create_engine,
+    event,
+    inspect,
+    text,
+)
 
 METADATA = MetaData()
-HEAD = "limits"  # the newest migration; a test compares it with the folder
+HEAD = "budgets"  # the newest migration; a test compares it with the folder
 MIGRATIONS = Path(__file__).parent / "migrations"
 _LOCK = 7_220_415  # PostgreSQL's advisory lock while the schema is made
 _SERIAL = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows by itself in INTEGER keys alone
@@ -75,6 +90,38 @@ LEDGER = Table(
     Column("gpu_ms", BigInteger, nullable=False, server_default="0"),
     _text("policy_hash"),
     _text("config_version"),
+)
+
+ACCOUNTS = Table(  # spent + held <= most, at every moment, but where somebody lowers `most`
+    "accounts",
+    METADATA,
+    Column("id", _SERIAL, primary_key=True),
+    Column("kind", String, nullable=False),  # run | caller | team | task
+    Column("scope", String, nullable=False),  # the run's id, the caller's, team's or task's name
+    Column("unit", String, nullable=False),
+    Column("every", String, nullable=False),  # minute | hour | day | month | total
+    Column("most", BigInteger, nullable=False),
+    Column("spent", BigInteger, nullable=False),  # in the period that began at `since`
+    Column("held", BigInteger, nullable=False),  # the sum of the account's allotments
+    Column("since", BigInteger, nullable=False),  # Unix seconds; 0 for `total`
+    UniqueConstraint("kind", "scope", "unit", "every"),
+)
+
+LEASES = Table(  # a worker that holds something; what it held returns when it does not renew in time
+    "leases",
+    METADATA,
+    Column("id", String, primary_key=True),
+    Column("expires_at", Float, nullable=False),  # Unix seconds by the database's clock
+    Column("flushed", BigInteger, nullable=False),  # the number of the last batch that was taken in: none is taken twice
+    Column("ended_at", Float),  # when its allotments were given back; the row stays for a day, as its worker may come back and ask
+)
+
+ALLOTMENTS = Table(  # what a worker holds of an account
+    "allotments",
+    METADATA,
+    Column("lease", String, primary_key=True),
+    Column("account", BigInteger, primary_key=True, autoincrement=False),
+    Column("held", BigInteger, nullable=False),
 )
 
 VERSIONS = Table(  # one row for each thing that workers keep in memory; counted up with every change, and polled
