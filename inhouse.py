@@ -17,6 +17,8 @@ _PARTS = {
     "models": ("serving.cli:models", "Find, fetch and size the models of the catalog."),
     "keys": ("routing.cli:keys", "Make, list and revoke the API keys of callers."),
     "routes": ("routing.cli:routes", "Show and check which model answers which task."),
+    "usage": ("routing.usage_cli:usage", "Show what was asked and what it cost, by team, caller, task, model, day."),
+    "audit": ("routing.audit_cli:audit", "Check the audit log of decisions, refusals and admin acts."),
     "bench": ("routing.bench.cli:bench", "Measure the router and the models beside their peers."),
 }
 _HOME = click.option("--home", envvar="INHOUSE_HOME", default=".inhouse", show_default=True, type=click.Path(path_type=Path),

@@ -17,10 +17,11 @@ _STUBBORN = 2  # so many steps more, with the warning in their answers, and the 
 _LONGEST_PERIOD = 4
 _IDLE_STEPS = 8  # steps without anything new: more than two rounds of the longest period
 _SHORTEST_ANSWER = 16  # characters: "yes" may be right three times
+_WINDOW = 256  # messages looked at, from the end: 5,000 tool steps (1.6 MB) take 18 ms, nearly all decoding, where looking at all takes 31
 _RUNS = 4096
 _EXCEPTION = re.compile(r"\b([A-Za-z_][\w.]*(?:Error|Exception|Timeout|Denied|NotFound|Refused))\b")
 _ERROR = re.compile(r'\s*(?:\{\s*"(?:error|errors|exception)"\s*:|\[?(?:error|fatal|traceback|exception|failed|failure|panic)\b'
-                    r'|[\w.]+(?:Error|Exception)\b|(?:http|status|exit code|exit status)\W{0,3}(?!0\b|200\b)\d)', re.IGNORECASE)  # fmt: skip
+                    r'|[\w.]+(?:Error|Exception)\b|(?:http|status|exit code|exit status)\W{0,3}(?!0\b|200\b)\d)', re.I)  # fmt: skip
 _VARIES = re.compile(r"'[^']*'|\"[^\"]*\"|[\w.~-]*[/\\][\w./\\~-]*|0x[0-9a-f]+|\d+", re.IGNORECASE)
 
 
@@ -74,7 +75,7 @@ def find_loop(body: bytes, polling: Collection[str] = (), *, patience: int = 0) 
     said = document.messages if isinstance(document.messages, list) else document.input
     if not isinstance(said, list):
         return None
-    talk = read_conversation(said)
+    talk = read_conversation(said[-_WINDOW:])
     found = [*_about_steps([step for step in talk.steps if step.tool not in polling], patience), *_about_answers(talk, patience)]
     return max(found, key=lambda finding: finding.severity == "stop", default=None)
 
