@@ -36,7 +36,9 @@ def verify_log(since: int, also: tuple[Path, ...], home: Path, *, as_json: bool)
     others = [place_of(other)._replace(anchors=other / "logs" / "audit-anchors.jsonl") for other in also]
     try:
         began = max(log_began(one) for one in (place, *others))
-        ledger = ledger_requests(open_store(home), began + 1, time.time() - _SETTLED_S)
+        store = open_store(home)
+        ledger = ledger_requests(store, began + 1, time.time() - _SETTLED_S)
+        store.dispose()
         report, requests = verify(place, since=since)
         for other in others:
             requests += verify(other)[1]

@@ -261,6 +261,7 @@ def test_the_command_finds_what_the_ledger_alone_knows(tmp_path):
            "total_ms": 1.0, "at": time.time() - 50}  # fmt: skip
     with store.begin() as connection:
         connection.execute(insert(LEDGER), [{**row, "request_id": f"r{i}", "attempt": n} for i in range(4) for n in (1, 2)])
+    store.dispose()
     run = CliRunner().invoke
     arguments = ["verify", "--home", str(tmp_path)]
     assert run(audit, arguments).exit_code == 0
