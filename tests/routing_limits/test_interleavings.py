@@ -27,7 +27,8 @@ from routing.store import ACCOUNTS, ALLOTMENTS, METADATA
 
 PRICE = priced(10_000.0, 10_000.0)
 LEASE_S = 10.0
-STEPS = settings(max_examples=40, stateful_step_count=30, deadline=None, phases=(Phase.generate, Phase.reuse), suppress_health_check=list(HealthCheck))
+STEPS = settings(max_examples=40, stateful_step_count=30, deadline=None, phases=(Phase.generate, Phase.reuse),
+                 suppress_health_check=list(HealthCheck))
 
 
 @dataclass
@@ -287,7 +288,7 @@ def idle_then_rich(machine):
     machine.no_account_is_overdrawn()
 
 
-@pytest.mark.parametrize(("broken", "steps", "says"), [(Renumbering, lost_answer, "counted twice|<="), (Trusting, idle_then_rich, "not there")])
+@pytest.mark.parametrize(("broken", "steps", "says"), [(Renumbering, lost_answer, r"<="), (Trusting, idle_then_rich, "not there")])
 def test_the_machine_finds_planted_mistakes(broken, steps, says):
     """The same steps and checks pass on the purse and fail on one with a mistake: the test above means something."""
     for kind in (Purse, broken):
