@@ -25,6 +25,7 @@ from sqlalchemy import (
     inspect,
     text,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 
 METADATA = MetaData()
 HEAD = "budgets"  # the newest migration; a test compares it with the folder
@@ -185,6 +186,15 @@ def locked(engine: Engine) -> Iterator[Connection]:
             connection.exec_driver_sql("ROLLBACK")
             raise
         connection.exec_driver_sql("COMMIT")
+
+
+@contextmanager
+def changing(engine: Engine, name: str) -> Iterator[Connection]:
+    """A transaction that changes what workers keep in memory under this name of `VERSIONS`: they see that it did."""
+    with locked(engine) as connection:
+        yield connection
+        new = (sqlite if engine.dialect.name == "sqlite" else postgresql).insert(VERSIONS).values(name=name, version=1)
+        connection.execute(new.on_conflict_do_update(index_elements=[VERSIONS.c.name], set_={"version": VERSIONS.c.version + 1}))
 
 
 def _version(connection: Connection) -> str | None:
