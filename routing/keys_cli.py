@@ -50,9 +50,9 @@ def create_key(name: str, tasks: tuple[str, ...], models: tuple[str, ...], expir
     from routing import keys as store
 
     what = store.Allowed(**{**allowed, "limits": read_budgets(allowed["limits"]) if allowed["limits"] else None})
-    opens = {"tasks": tasks or ("*",), "models": models or ("*",), "lifetime_s": seconds(expires)}
+    engine, lifetime_s = store_of(home), seconds(expires)
     try:
-        key = store.create(store_of(home), name, **opens, allowed=what)
+        key = store.create(engine, name, tasks=tasks or ("*",), models=models or ("*",), lifetime_s=lifetime_s, allowed=what)
     except LookupError as error:
         raise click.ClickException(str(error.args[0])) from error
     click.echo(json.dumps({"key": key, "caller": name}) if as_json else key)
