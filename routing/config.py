@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from routing.budgets import budgets_of
 from serving.catalog import Catalog, ConfigError, Document, Model, nearest
 
 SHIPPED = Path(__file__).parent / "routes.yaml"
@@ -77,7 +78,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a bearer token opens in which `claim` is `value`, or is a list that has it. Team and classes as on a key."""
+    """What a bearer token opens in which `claim` is `value`, or a list that has it; the rest as on a key, budgets for each caller."""
 
     claim: str
     value: str
@@ -86,6 +87,7 @@ class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     models: tuple[str, ...] = ()
     default_class: str = ""
     max_class: str = ""
+    budgets: tuple[str, ...] = ()
 
 
 class Oidc(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -197,6 +199,10 @@ def _check_oidc(document: Document, oidc: Oidc, tasks: dict[str, Task], models: 
             for name in named:
                 if name not in known and name != "*":
                     raise document.error(f"$.oidc.grants[{i}].{kind}s", f"no {kind} `{name}`{nearest(name, known)}")
+        try:
+            budgets_of(grant.budgets)
+        except ValueError as error:
+            raise document.error(f"$.oidc.grants[{i}].budgets", str(error)) from error
 
 
 def json_schema() -> dict[str, Any]:
