@@ -164,6 +164,26 @@ def test_patience_moves_every_threshold():
     assert find_loop(talk("chat", [READ, LIST] * 3), patience=2) is None
 
 
+ARGUMENTS = st.dictionaries(st.sampled_from("abc"), st.integers(0, 2), max_size=2)
+STEPS = st.lists(st.tuples(st.sampled_from(["read", "write", "run"]), ARGUMENTS,
+                           st.sampled_from(["ok", "done", "Error: no", "{}"])), min_size=1, max_size=12)  # fmt: skip
+
+
+@given(STEPS, st.sampled_from(DIALECTS))
+def test_fresh_results_are_never_a_loop_and_a_tail_of_one_step_always_is(steps, dialect):
+    """Whatever came before: five equal steps at the end stop, and steps that each bring something new and no error find nothing."""
+    assert find_loop(talk(dialect, steps + [READ] * 5)).severity == "stop"
+    fresh = [(tool, arguments, f"result {i}") for i, (tool, arguments, _) in enumerate(steps)]
+    assert find_loop(talk(dialect, fresh)) is None
+
+
+@given(STEPS, st.integers(0, 6))
+def test_the_dialects_agree(steps, patience):
+    """The same agent is judged alike, whichever dialect its conversation is written in."""
+    found = {find_loop(talk(dialect, steps * 2), patience=patience) for dialect in DIALECTS}
+    assert len(found) == 1
+
+
 KEYS = ["role", "content", "tool_calls", "function", "name", "arguments", "type", "id", "call_id", "tool_use_id", "text", "input", "output"]
 WORDS = st.sampled_from(["assistant", "tool", "tool_use", "tool_result", "function_call", "function_call_output", "mcp_call"])
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=8) | WORDS,

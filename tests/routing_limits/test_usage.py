@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from routing.audit_verify import ledger_requests
 from routing.ledger import Ledger, Row
 from routing.pace import Pace, pace_of, paces, per_minute, spend_velocity
 from routing.usage import GROUPS, as_records, usage
@@ -83,6 +84,12 @@ def test_the_command_tells_it_in_every_form(filled, place, tmp_path):
     assert pyarrow.parquet.read_table(tmp_path / "u.parquet").to_pylist() == expected
     table = run()
     assert "1000.000000" in table and "red" in table and "0.000003" in table
+
+
+def test_the_audit_knows_which_requests_to_look_for(filled):
+    """Each request once, however many attempts it took, refused ones too, of the span that is asked for."""
+    assert ledger_requests(filled, 0, AT + 1) == {"r": 1, "t": 1, "u": 1}
+    assert ledger_requests(filled, AT + 1, AT + DAY) == {"s": 1}
 
 
 def test_a_wrong_time_is_told(tmp_path):
