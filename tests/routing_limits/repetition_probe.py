@@ -12,7 +12,8 @@ from typing import Any
 os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_OMP_THREADS_BIND="nobind", VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1",
                   HF_HUB_OFFLINE="1", VLLM_LOGGING_LEVEL="ERROR")  # fmt: skip
 _MODEL = {"vocab_size": 256, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "hidden_size": 128, "intermediate_size": 256,
-          "head_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048}  # fmt: skip
+          "head_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+          "max_position_embeddings": 2048}  # fmt: skip
 _BODY = {"model": "m", "prompt": "t5 t6 t7", "max_tokens": 1500, "temperature": 0.0, "ignore_eos": True}
 
 
