@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from routing.server import Settings
+    from routing.settings import Settings
 
 _UNITS_S = {"h": 3600.0, "d": 86400.0, "w": 604800.0}
 _START_S = 60.0
@@ -145,7 +145,7 @@ def schema() -> None:
 
 def settings_for(home: Path, **changes: Any) -> "Settings":
     """The router's settings from the environment, with `home` as given."""
-    from routing.server import Settings
+    from routing.settings import Settings
 
     return Settings.from_environment()._replace(home=home.absolute(), **changes)
 

@@ -7,9 +7,9 @@ sockets are `upstream`'s.
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from itertools import count
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from routing.choose import Target
 from routing.config import Limits
@@ -37,11 +37,11 @@ def new_id() -> str:
 
 
 class Reply(NamedTuple):
-    """What the caller gets: a whole body, or a stream that must be closed by whoever reads it."""
+    """What the caller gets: a whole body, or a stream, which must be begun or abandoned."""
 
     status: int
     headers: Headers
-    body: bytes | AsyncIterator[bytes]
+    body: "bytes | Relay"
 
 
 class Decided(NamedTuple):
@@ -118,7 +118,7 @@ class Door:
             (b"inhouse-why", decided.why.encode()),
         ]
         if is_stream:
-            return Reply(answer.status, headers, self._relay(decided, target, attempt, answer, first))
+            return Reply(answer.status, headers, Relay(decided, target, attempt, answer, first, self._ledger))
         answer.release()
         self._ledger.append(decided.row(attempt, target.model, answer.status, tokens=tokens_of(body), first_byte=time.monotonic(),
                                         error="" if answer.status < 400 else "refused_by_model"))  # fmt: skip
@@ -127,35 +127,87 @@ class Door:
                            "(GET /v1/models says what each is)", code="endpoint_not_supported")  # fmt: skip
         return Reply(answer.status, headers, body)
 
-    async def _relay(self, decided: Decided, target: Target, attempt: int, answer: Answer, first: bytes) -> AsyncIterator[bytes]:
-        """The stream's bytes. Ends with an error event where the model's stream was cut; the ledger gets what was really seen."""
+
+class Outlet(Protocol):
+    """Where a relay writes."""
+
+    def chunk(self, data: bytes) -> None:
+        """Bytes for the caller."""
+
+    def end(self) -> None:
+        """There is no more."""
+
+
+class Relay:
+    """A stream on its way from a model to a caller, pushed chunk by chunk from socket to socket.
+
+    Ends with an error event where the model's stream was cut; the ledger gets what was really seen, once, however it ends.
+    """
+
+    __slots__ = ("_answer", "_attempt", "_decided", "_first", "_first_byte", "_ledger", "_out", "_target", "_tee")
+
+    def __init__(self, decided: Decided, target: Target, attempt: int, answer: Answer, first: bytes, ledger: Ledger) -> None:
         asked = decided.asked
-        tee = Tee(asked.endpoint.dialect, strip_usage=asked.endpoint.usage_on_request and not asked.wants_usage)
-        first_byte = time.monotonic()
-        status, error = _CLIENT_LEFT, "client_left"
-        try:
-            data = first
-            while data:
-                if out := tee.feed(data):
-                    yield out
-                data = await answer.chunk()
-            if rest := tee.rest():
-                yield rest
-            status, error = answer.status, ""
-            if not tee.ended:
-                status, error = 502, "upstream_truncated"
-                yield tee.cut(_refusal(target.model, error))
-        except UpstreamError as cut:
-            refusal = _refusal(target.model, cut.kind)
-            status, error = refusal.status, cut.kind
-            yield tee.cut(refusal)
-        finally:
-            answer.release()
-            if status >= 500:
-                target.rest()
-            tokens = tee.tokens if tee.tokens.completion is not None else Tokens(tee.tokens.prompt, tee.events)
-            self._ledger.append(decided.row(attempt, target.model, status, error=error, tokens=tokens, first_byte=first_byte,
-                                            exact=tee.tokens.completion is not None))  # fmt: skip
+        self._decided = decided
+        self._target = target
+        self._attempt = attempt
+        self._answer = answer
+        self._first = first
+        self._first_byte = time.monotonic()
+        self._ledger = ledger
+        self._tee = Tee(asked.endpoint.dialect, strip_usage=asked.endpoint.usage_on_request and not asked.wants_usage)
+        self._out: Outlet | None = None
+
+    def begin(self, out: Outlet) -> None:
+        """Sends what has come and from now on what comes, until it calls `out.end`."""
+        self._out = out
+        self.data(self._first)
+        self._answer.push_to(self)
+
+    def data(self, data: bytes) -> None:
+        """Bytes from the model."""
+        if self._out is not None and (out := self._tee.feed(data)):
+            self._out.chunk(out)
+
+    def over(self, kind: str) -> None:
+        """The model's stream has ended, or was cut."""
+        out, tee = self._out, self._tee
+        if out is None:
+            return
+        if not kind and (rest := tee.rest()):
+            out.chunk(rest)
+        if not kind and not tee.ended:
+            kind = "upstream_truncated"
+        status = self._answer.status
+        if kind:
+            refusal = _refusal(self._target.model, kind)
+            status = 502 if kind == "upstream_truncated" else refusal.status
+            out.chunk(tee.cut(refusal))
+        self._settle(status, kind)
+        out.end()
+
+    def pause(self) -> None:
+        """The caller reads slower than the model writes."""
+        self._answer.pause()
+
+    def resume(self) -> None:
+        """The caller has caught up."""
+        self._answer.resume()
+
+    def abandon(self) -> None:
+        """The caller is gone: the model's work ends at once."""
+        self._settle(_CLIENT_LEFT, "client_left")
+
+    def _settle(self, status: int, error: str) -> None:
+        self._out = None
+        self._answer.release()
+        if status >= 500:
+            self._target.rest()
+        seen = self._tee.tokens
+        is_exact = seen.completion is not None
+        tokens = seen if is_exact else Tokens(seen.prompt, self._tee.events)
+        self._ledger.append(self._decided.row(self._attempt, self._target.model, status, error=error, tokens=tokens,
+                                              first_byte=self._first_byte, exact=is_exact))  # fmt: skip
 
 
 def _content_type(answer: Answer) -> bytes:
