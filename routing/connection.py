@@ -7,6 +7,7 @@ one. Limits on size are kept here as bytes come, those on time by the worker's t
 
 import asyncio
 import http
+import logging
 import time
 from collections import deque
 from typing import Any, NamedTuple
@@ -17,11 +18,13 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from routing.drive import Drive
 from routing.errors import BadRequest, HeadersTooLarge, Refusal, TooLarge, TooSlowToSend, Unavailable
 from routing.forward import Relay, Reply
 from routing.router import Request
 from routing.worker import Worker, refused
 
+log = logging.getLogger("inhouse.router")
 _LINGER_S = 5.0
 _STATUS = {status: f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\n".encode() for status in map(int, http.HTTPStatus)}
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -55,7 +58,7 @@ class Connection(HttpToolsProtocol):
         self._body_bytes = 0
         self._arrived = (0.0, 0.0)
         self._waiting: deque[_Arrived] = deque()  # pipelined behind the request that is being answered
-        self._task: asyncio.Task[None] | None = None
+        self._drive: Drive | None = None
         self._relay: Relay | None = None
         self._is_last = False
         self._is_chunked = True
@@ -91,7 +94,7 @@ class Connection(HttpToolsProtocol):
     def shutdown(self) -> None:
         """No further request after the one that is being answered."""
         self._is_last = True
-        if self.phase == "idle" or not self._reading:
+        if not self.is_answering and not self._reading:
             self.transport.close()
 
     def pause_writing(self) -> None:
@@ -151,24 +154,29 @@ class Connection(HttpToolsProtocol):
     @property
     def is_answering(self) -> bool:
         """Whether a request on it is being answered."""
-        return self._task is not None or self._relay is not None
+        return self._drive is not None or self._relay is not None or bool(self._waiting)
 
     def _answer(self, arrived: _Arrived) -> None:
         request, self._is_chunked, is_last = arrived
         self._is_last = self._is_last or is_last
         self._enter("answering")
-        self._task = self.loop.create_task(self._serve(request))
+        self._drive = drive = Drive(self._serve(request))
+        drive.go_on()
 
     async def _serve(self, request: Request) -> None:
-        reply = await self._worker.reply(request)
-        self._task = None
-        if isinstance(reply.body, bytes):
-            self.transport.write(self._head(reply, len(reply.body)) + (reply.body if request.method != "HEAD" else b""))
-            self._next()
-        else:
-            self.transport.write(self._head(reply, None))
-            self._relay = reply.body
-            reply.body.begin(self)
+        try:
+            reply = await self._worker.reply(request)
+            self._drive = None
+            if isinstance(reply.body, bytes):
+                self.transport.write(self._head(reply, len(reply.body)) + (reply.body if request.method != "HEAD" else b""))
+                self._next()
+            else:
+                self.transport.write(self._head(reply, None))
+                self._relay = reply.body
+                reply.body.begin(self)
+        except Exception:
+            log.exception("a connection failed by our own fault")
+            self.transport.abort()
 
     def _head(self, reply: Reply, length: int | None) -> bytes:
         if length is not None:
@@ -199,10 +207,15 @@ class Connection(HttpToolsProtocol):
             self._enter("idle")
             self.transport.close()
         elif self._waiting:
-            self._answer(self._waiting.popleft())
+            self._enter("answering")
+            self.loop.call_soon(self._answer_waiting)  # not at once: answers that need no wait would nest as deep as requests were sent
         else:
             self._enter(self._reading or "idle")
             self.flow.resume_reading()
+
+    def _answer_waiting(self) -> None:
+        if self._waiting:  # else the caller has left
+            self._answer(self._waiting.popleft())
 
     # ending what goes wrong
     def look_after(self, now: float) -> None:
@@ -234,9 +247,9 @@ class Connection(HttpToolsProtocol):
 
     def _leave(self) -> None:
         """The caller is gone: what is done for it ends at once."""
-        if self._task is not None:
-            self._task.cancel()
-            self._task = None
+        if self._drive is not None:
+            self._drive.cancel()
+            self._drive = None
         if self._relay is not None:
             self._relay.abandon()
             self._relay = None
