@@ -18,7 +18,6 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from routing.drive import Drive
 from routing.errors import BadRequest, HeadersTooLarge, Refusal, TooLarge, TooSlowToSend, Unavailable
 from routing.forward import Relay, Reply
 from routing.router import Request
@@ -58,7 +57,7 @@ class Connection(HttpToolsProtocol):
         self._body_bytes = 0
         self._arrived = (0.0, 0.0)
         self._waiting: deque[_Arrived] = deque()  # pipelined behind the request that is being answered
-        self._drive: Drive | None = None
+        self._task: asyncio.Task[None] | None = None
         self._relay: Relay | None = None
         self._is_last = False
         self._is_chunked = True
@@ -154,19 +153,18 @@ class Connection(HttpToolsProtocol):
     @property
     def is_answering(self) -> bool:
         """Whether a request on it is being answered."""
-        return self._drive is not None or self._relay is not None or bool(self._waiting)
+        return self._task is not None or self._relay is not None
 
     def _answer(self, arrived: _Arrived) -> None:
         request, self._is_chunked, is_last = arrived
         self._is_last = self._is_last or is_last
         self._enter("answering")
-        self._drive = drive = Drive(self._serve(request))
-        drive.go_on()
+        self._task = self.loop.create_task(self._serve(request))
 
     async def _serve(self, request: Request) -> None:
         try:
             reply = await self._worker.reply(request)
-            self._drive = None
+            self._task = None
             if isinstance(reply.body, bytes):
                 self.transport.write(self._head(reply, len(reply.body)) + (reply.body if request.method != "HEAD" else b""))
                 self._next()
@@ -207,15 +205,10 @@ class Connection(HttpToolsProtocol):
             self._enter("idle")
             self.transport.close()
         elif self._waiting:
-            self._enter("answering")
-            self.loop.call_soon(self._answer_waiting)  # not at once: answers that need no wait would nest as deep as requests were sent
+            self._answer(self._waiting.popleft())
         else:
             self._enter(self._reading or "idle")
             self.flow.resume_reading()
-
-    def _answer_waiting(self) -> None:
-        if self._waiting:  # else the caller has left
-            self._answer(self._waiting.popleft())
 
     # ending what goes wrong
     def look_after(self, now: float) -> None:
@@ -247,9 +240,9 @@ class Connection(HttpToolsProtocol):
 
     def _leave(self) -> None:
         """The caller is gone: what is done for it ends at once."""
-        if self._drive is not None:
-            self._drive.cancel()
-            self._drive = None
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
         if self._relay is not None:
             self._relay.abandon()
             self._relay = None

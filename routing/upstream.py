@@ -14,8 +14,6 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from routing.drive import Moment
-
 _PAUSE_AT = 1 << 18  # bytes read ahead of a slow caller before the socket is paused: a few thousand SSE chunks
 _KEEP_IDLE_S = 20.0  # below the 75 s of uvicorn's and HAProxy's usual keep-alive, so that we close first
 _MAX_HEADER_BYTES = 1 << 16
@@ -85,7 +83,7 @@ class Answer(asyncio.Protocol):
         self._buffered = 0
         self._paused = False
         self._sink: Sink | None = None
-        self._waiter: Moment | None = None
+        self._waiter: asyncio.Future[None] | None = None
         self._error: str | None = None
         self._keep_alive = False
         self._header_bytes = 0
@@ -265,7 +263,7 @@ class Answer(asyncio.Protocol):
         return b"content-length" not in names and b"transfer-encoding" not in names
 
     async def _wait(self) -> None:
-        self._waiter = Moment(loop=self._pool.loop)
+        self._waiter = self._pool.loop.create_future()
         try:
             await self._waiter
         finally:
@@ -274,8 +272,8 @@ class Answer(asyncio.Protocol):
     def _wake(self) -> None:
         if self._sink is not None:
             self._push(self._sink)
-        elif self._waiter is not None and (self.status or self._error is not None):
-            self._waiter.come()
+        elif self._waiter is not None and not self._waiter.done() and (self.status or self._error is not None):
+            self._waiter.set_result(None)
 
     def _push(self, sink: Sink) -> None:
         if self._chunks:
@@ -305,7 +303,7 @@ class Pool:
         had come. Raises `UpstreamError`; a caller that is cancelled leaves no connection behind.
         """
         while True:
-            answer = self._take(origin) or await self.loop.create_task(self._connect(origin, timeouts.connect_s))
+            answer = self._take(origin) or await self._connect(origin, timeouts.connect_s)
             if not answer.is_open():  # taken and dropped at once
                 raise UpstreamError("upstream_closed", sent=False)
             self._busy.add(answer)
