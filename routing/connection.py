@@ -10,10 +10,11 @@ import http
 import logging
 import time
 from collections import deque
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import unquote
 
 import httptools
+import msgspec
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
@@ -29,7 +30,7 @@ _STATUS = {status: f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\n".enc
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-class _Arrived(NamedTuple):
+class _Arrived(msgspec.Struct, frozen=True, gc=False):
     """A whole request, whether its answer may be chunked, and whether it is the connection's last."""
 
     request: Request
@@ -156,10 +157,10 @@ class Connection(HttpToolsProtocol):
         return self._task is not None or self._relay is not None
 
     def _answer(self, arrived: _Arrived) -> None:
-        request, self._is_chunked, is_last = arrived
-        self._is_last = self._is_last or is_last
-        self._enter("answering")
-        self._task = self.loop.create_task(self._serve(request))
+        self._is_chunked = arrived.is_chunked
+        self._is_last = self._is_last or arrived.is_last
+        self.phase = "answering"
+        self._task = self.loop.create_task(self._serve(arrived.request))
 
     async def _serve(self, request: Request) -> None:
         try:
@@ -184,9 +185,8 @@ class Connection(HttpToolsProtocol):
         else:
             frame = b""
             self._is_last = True  # where chunks have no frame, only closing tells the end
-        headers = b"".join([b"%b: %b\r\n" % header for header in reply.headers])
         return b"%b%b%bdate: %b\r\n%b\r\n" % (
-            _STATUS[reply.status], headers, frame, self._worker.date, b"connection: close\r\n" if self._is_last else b"")  # fmt: skip
+            _STATUS[reply.status], reply.head, frame, self._worker.date, b"connection: close\r\n" if self._is_last else b"")  # fmt: skip
 
     def chunk(self, data: bytes) -> None:
         """Writes a relay's bytes."""
@@ -253,7 +253,7 @@ class Connection(HttpToolsProtocol):
 
     def _read(self, part: str) -> None:
         self._reading = part
-        if not self.is_answering:
+        if self._task is None and self._relay is None:
             self._enter(part)
 
     def _check_head(self) -> None:

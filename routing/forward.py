@@ -8,8 +8,11 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from functools import cache
 from itertools import count
-from typing import NamedTuple, Protocol
+from typing import Protocol
+
+import msgspec
 
 from routing.choose import Target
 from routing.config import Limits
@@ -17,16 +20,15 @@ from routing.errors import BadAnswer, NotFound, Refusal, TooMany, TooSlow, Unava
 from routing.ledger import Ledger, Row
 from routing.request import Asked
 from routing.stream import Tee, Tokens, tokens_of
-from routing.upstream import Answer, Pool, Timeouts, UpstreamError
+from routing.upstream import Answer, Origin, Pool, Timeouts, UpstreamError
 
 log = logging.getLogger("inhouse.forward")
 _TRY_NEXT = frozenset((401, 403, 429, 500, 502, 503, 504))
 _NOT_SICK = frozenset(("busy", "status_500"))  # a full house, and a request that one model can't digest, say little about its health
 _MOST_ATTEMPTS = 4
 _CLIENT_LEFT = 499  # nginx's word for it; callers never see it
-_PASSED_ON = (b"accept", b"traceparent", b"tracestate", b"anthropic-version", b"anthropic-beta", b"openai-beta")
+_PASSED_ON = frozenset((b"accept", b"traceparent", b"tracestate", b"anthropic-version", b"anthropic-beta", b"openai-beta"))
 
-Headers = list[tuple[bytes, bytes]]
 _SERIES = os.urandom(8).hex()  # of this process; asking the kernel for each id costs 8 us, more than the rest of a request's head
 _COUNT = count(1)
 
@@ -36,15 +38,15 @@ def new_id() -> str:
     return f"{_SERIES}{next(_COUNT):08x}"
 
 
-class Reply(NamedTuple):
-    """What the caller gets: a whole body, or a stream, which must be begun or abandoned."""
+class Reply(msgspec.Struct, frozen=True):
+    """What the caller gets: header lines, and a whole body or a stream, which must be begun or abandoned."""
 
     status: int
-    headers: Headers
+    head: bytes
     body: "bytes | Relay"
 
 
-class Decided(NamedTuple):
+class Decided(msgspec.Struct, frozen=True, gc=False):
     """A request on its way: who asked, what was decided and since when (Unix seconds, and monotonic for durations)."""
 
     asked: Asked
@@ -110,22 +112,18 @@ class Door:
             answer.release()
             raise
         target.recovered()
-        headers = [
-            (b"content-type", content_type or b"application/json"),
-            (b"x-request-id", decided.request_id.encode()),
-            (b"inhouse-task", decided.task.encode()),
-            (b"inhouse-model", target.model.encode()),
-            (b"inhouse-why", decided.why.encode()),
-        ]
+        head = b"content-type: %b\r\nx-request-id: %b\r\ninhouse-task: %b\r\ninhouse-model: %b\r\ninhouse-why: %b\r\n" % (
+            content_type or b"application/json", decided.request_id.encode(), decided.task.encode(), target.model.encode(),
+            decided.why.encode())  # fmt: skip
         if is_stream:
-            return Reply(answer.status, headers, Relay(decided, target, attempt, answer, first, self._ledger))
+            return Reply(answer.status, head, Relay(decided, target, attempt, answer, first, self._ledger))
         answer.release()
         self._ledger.append(decided.row(attempt, target.model, answer.status, tokens=tokens_of(body), first_byte=time.monotonic(),
                                         error="" if answer.status < 400 else "refused_by_model"))  # fmt: skip
         if answer.status in (404, 405) and b'"error"' not in body:  # the engine has no such path: it serves what its model can do
             raise NotFound(f"`{target.model}` does not serve {decided.asked.endpoint.path}; ask a model or task that does "
                            "(GET /v1/models says what each is)", code="endpoint_not_supported")  # fmt: skip
-        return Reply(answer.status, headers, body)
+        return Reply(answer.status, head, body)
 
 
 class Outlet(Protocol):
@@ -231,12 +229,16 @@ def _request(decided: Decided, target: Target) -> bytes:
     asked = decided.asked
     body = asked.for_model(target.model)
     given = decided.headers
-    passed = b"".join([b"%b: %b\r\n" % (name, given[name]) for name in _PASSED_ON if name in given])
+    passed = b"".join([b"%b: %b\r\n" % (name, given[name]) for name in _PASSED_ON & given.keys()])
     content_type = given.get(b"content-type", b"") if asked.endpoint.form else b"application/json"
-    return b"POST %b%b HTTP/1.1\r\nhost: %b\r\ncontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n%b\r\n%b" % (
-        target.origin.prefix.encode(), asked.endpoint.path.encode(), target.origin.authority.encode(), content_type, len(body),
-        new_id().encode(), passed, body)  # fmt: skip
+    return b"%bcontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n%b\r\n%b" % (
+        _first_lines(target.origin, asked.endpoint.path), content_type, len(body), new_id().encode(), passed, body)  # fmt: skip
     # The engine's id is ours, not the caller's: engines refuse an id that is in flight already.
+
+
+@cache
+def _first_lines(origin: Origin, path: str) -> bytes:
+    return f"POST {origin.prefix}{path} HTTP/1.1\r\nhost: {origin.authority}\r\n".encode()
 
 
 def _refusal(model: str, kind: str) -> Refusal:

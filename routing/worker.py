@@ -78,7 +78,7 @@ class Worker:
         """The reply to a request, a refusal's included. Our own bugs become a plain 500 and a line in the log."""
         try:
             if request.path == "/metrics":
-                return Reply(200, [(b"content-type", b"text/plain; version=0.0.4")], await asyncio.to_thread(exposition))
+                return Reply(200, b"content-type: text/plain; version=0.0.4\r\n", await asyncio.to_thread(exposition))
             return await router.answer(self._house, request)
         except Refusal as refusal:
             return refused(refusal, request.path, request.headers)
@@ -135,8 +135,8 @@ class Worker:
 
 def refused(refusal: Refusal, path: str, headers: Mapping[bytes, bytes]) -> Reply:
     """A refusal as the caller's SDK expects it, with the caller's request id where there is one."""
-    told = [(b"content-type", b"application/json"), *((k.encode(), v.encode()) for k, v in refusal.headers().items())]
+    lines = [b"content-type: application/json\r\n", *(f"{name}: {value}\r\n".encode() for name, value in refusal.headers().items())]
     given = headers.get(b"x-request-id", b"")
     if given and router.is_request_id(given):
-        told.append((b"x-request-id", given))
-    return Reply(refusal.status, told, refusal.body(anthropic=path.startswith("/v1/messages")))
+        lines.append(b"x-request-id: %b\r\n" % given)
+    return Reply(refusal.status, b"".join(lines), refusal.body(anthropic=path.startswith("/v1/messages")))
