@@ -73,7 +73,7 @@ class Connection(HttpToolsProtocol):
         self.connections.discard(self)
         self._waiting.clear()
         self._leave()
-        self.parser = None  # type: ignore[assignment]  # it holds this object, as this object holds it
+        self.parser = None  # it holds this object, as this object holds it
 
     def data_received(self, data: bytes) -> None:
         if self.phase == "linger":
@@ -81,8 +81,8 @@ class Connection(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
             if self._reading == "head":
-                self._head_bytes += len(data)  # a line that never ends reaches no callback
-                self._check_head()
+                self._head_bytes += len(data)  # a head that never ends
+                self._check_head(self._head_bytes)
         except httptools.HttpParserUpgrade:
             self._is_last = True  # to another protocol, which we don't speak: the request itself is answered
         except httptools.HttpParserError as error:
@@ -120,11 +120,10 @@ class Connection(HttpToolsProtocol):
             self.flow.pause_reading()  # a caller that sends ahead is read no further than this
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._head_bytes += len(name) + len(value)
         self._fields[name.lower()] = value
 
     def on_headers_complete(self) -> None:
-        self._check_head()
+        self._check_head(sum(map(len, self._fields)) + sum(map(len, self._fields.values())))
         self._read("body")
         self._arrived = time.time(), time.monotonic()
         declared = self._fields.get(b"content-length", b"")
@@ -256,8 +255,8 @@ class Connection(HttpToolsProtocol):
         if self._task is None and self._relay is None:
             self._enter(part)
 
-    def _check_head(self) -> None:
-        if self._head_bytes > self._limits.header_bytes:
+    def _check_head(self, size: int) -> None:
+        if size > self._limits.header_bytes:
             raise HeadersTooLarge(f"the headers are over {self._limits.header_bytes} bytes (`limits.header_bytes` in routes.yaml)")
 
     def _too_large(self, size: int) -> TooLarge:

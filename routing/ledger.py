@@ -131,5 +131,6 @@ def _portions(rows: int) -> Iterator[tuple[int, int]]:
 def _insert(rows: int, mark: str) -> str:
     """One statement for many rows: SQLite's driver gives the interpreter's lock away for each statement it runs, and the request path
     waits to get it back."""
-    one = ", ".join(f"CAST({mark} AS INTEGER)" if name == "exact" else mark for name in Row.__struct_fields__)  # PostgreSQL's booleans are no numbers
+    names = Row.__struct_fields__
+    one = ", ".join(f"CAST({mark} AS INTEGER)" if name == "exact" else mark for name in names)  # PostgreSQL's booleans are no numbers
     return f"INSERT INTO ledger ({_COLUMNS}) VALUES {', '.join([f'({one})'] * rows)}"  # noqa: S608 (names and marks of ours, no values)

@@ -105,6 +105,10 @@ class Answer(asyncio.Protocol):
             self._parser.feed_data(data)
         except httptools.HttpParserError:
             self._fail("protocol_error")
+        if not self.status:  # a head that never ends
+            self._header_bytes += len(data)
+            if self._header_bytes > _MAX_HEADER_BYTES:
+                self._fail("protocol_error")
         self._wake()
 
     def eof_received(self) -> None:
@@ -125,9 +129,6 @@ class Answer(asyncio.Protocol):
             raise ValueError("a second answer to one request")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._header_bytes += len(name) + len(value)
-        if self._header_bytes > _MAX_HEADER_BYTES:
-            raise ValueError("too many headers")  # httptools turns it into a parser error
         self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:

@@ -9,6 +9,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from msgspec.structs import replace
 from sqlalchemy import select, text
 
 from routing.ledger import Ledger, Row
@@ -79,17 +80,17 @@ def test_a_failed_migration_leaves_nothing(store):
 def test_ledger_rows_are_the_same_in_both(store):
     """All columns come back from either database, in batches of any size, in order; a row that no database holds is given up alone."""
     ledger = Ledger(store)
-    rows = [ROW._replace(request_id=f"r{i}") for i in range(1300)]
+    rows = [replace(ROW, request_id=f"r{i}") for i in range(1300)]
     for i, row in enumerate(rows):
         ledger.append(row)
         if i == 700:
-            ledger.append(row._replace(prompt_tokens=1 << 70))
-            ledger.append(row._replace(error="\0\ud800"))
+            ledger.append(replace(row, prompt_tokens=1 << 70))
+            ledger.append(replace(row, error="\0\ud800"))
     ledger.close()
     with store.connect() as connection:
         found = connection.execute(select(LEDGER).order_by(LEDGER.c.id)).mappings().all()
     got = [Row(**{name: value for name, value in row.items() if name != "id"}) for row in found]
-    assert [row._replace(exact=bool(row.exact)) for row in got] == rows
+    assert [replace(row, exact=bool(row.exact)) for row in got] == rows
 
 
 def test_a_wrong_address_is_told(tmp_path):
