@@ -10,10 +10,9 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Engine, delete, insert, select, text, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from routing.budgets import Budget, period_start
-from routing.store import ACCOUNTS, ALLOTMENTS, LEASES, locked
+from routing.store import ACCOUNTS, ALLOTMENTS, LEASES, insert_missing, locked
 
 _MOST = 1 << 62  # what an engine that lies about its tokens can do to a column of 63 bits
 _REMEMBERED_S = 86400.0  # how long an ended lease is known: its worker may have been stopped, and come back
@@ -203,11 +202,7 @@ def _locked_accounts(connection: Connection, keys: Set[Key]) -> dict[Key, Standi
 
 def _open(connection: Connection, budgets: Mapping[Key, int]) -> None:
     rows = [{**key._asdict(), "most": most, "spent": 0, "held": 0, "since": 0} for key, most in sorted(budgets.items())]
-    connection.execute(_insert(connection)(ACCOUNTS).on_conflict_do_nothing(), rows)
-
-
-def _insert(connection: Connection) -> Any:
-    return sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    insert_missing(connection, ACCOUNTS, rows)
 
 
 def _settle(one: Standing, change: Change, *, lost: bool) -> None:

@@ -4,7 +4,7 @@ Only tables and connections live here; what rows mean belongs to `keys`, `ledger
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from sqlalchemy import (
     Connection,
     Engine,
     Float,
+    Index,
     Integer,
     MetaData,
     String,
@@ -24,10 +25,12 @@ from sqlalchemy import (
     event,
     inspect,
     text,
+    update,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 
 METADATA = MetaData()
-HEAD = "budgets"  # the newest migration; a test compares it with the folder
+HEAD = "runs"  # the newest migration; a test compares it with the folder
 MIGRATIONS = Path(__file__).parent / "migrations"
 _LOCK = 7_220_415  # PostgreSQL's advisory lock while the schema is made
 _SERIAL = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows by itself in INTEGER keys alone
@@ -124,6 +127,25 @@ ALLOTMENTS = Table(  # what a worker holds of an account
     Column("held", BigInteger, nullable=False),
 )
 
+RUNS = Table(
+    "runs",
+    METADATA,
+    Column("id", String, primary_key=True),  # without the signature that callers have on it
+    Column("parent", String, nullable=False),  # empty for a run of its own
+    Column("caller", String, nullable=False),
+    Column("state", String, nullable=False),  # open | stopped
+    Column("reason", String, nullable=False),  # why it was stopped
+    Column("stopped_by", String, nullable=False),  # the run that was stopped, this one or one above it
+    Column("limits", String, nullable=False),  # JSON, as asked for
+    Column("created_at", Float, nullable=False),
+    Column("deadline", Float),  # Unix seconds; the earliest of its own and those above it
+    Column("depth", Integer, nullable=False),  # generations that may still come below it
+    Column("fanout", Integer, nullable=False),  # children that it may have
+    Index("runs_parent", "parent"),
+)
+
+SECRETS = Table("secrets", METADATA, Column("name", String, primary_key=True), Column("value", String, nullable=False))
+
 VERSIONS = Table(  # one row for each thing that workers keep in memory; counted up with every change, and polled
     "versions",
     METADATA,
@@ -185,6 +207,21 @@ def locked(engine: Engine) -> Iterator[Connection]:
             connection.exec_driver_sql("ROLLBACK")
             raise
         connection.exec_driver_sql("COMMIT")
+
+
+@contextmanager
+def changing(engine: Engine, name: str) -> Iterator[Connection]:
+    """A transaction that changes what workers keep in memory under this name of `VERSIONS`: they see that it did."""
+    with locked(engine) as connection:
+        yield connection
+        insert_missing(connection, VERSIONS, [{"name": name, "version": 0}])
+        connection.execute(update(VERSIONS).where(VERSIONS.c.name == name).values(version=VERSIONS.c.version + 1))
+
+
+def insert_missing(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Inserts those of the rows that are not there by any unique key; the others stay as they are."""
+    new = (sqlite if connection.dialect.name == "sqlite" else postgresql).insert(table)
+    connection.execute(new.on_conflict_do_nothing(), rows)
 
 
 def _version(connection: Connection) -> str | None:

@@ -31,7 +31,8 @@ def test_budgets_are_read_and_written(text, budget):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "1", "usd", "-1usd/day", "1eur/day", "1usd/week", "1.5calls", "0.0000000001usd", "1e9usd", "8concurrent/day", "9" * 30 + "usd"]
+    "text",
+    ["", "1", "usd", "-1usd/day", "1eur/day", "1usd/week", "1.5calls", "0.0000000001usd", "1e9usd", "8concurrent/day", "9" * 30 + "usd"],
 )
 def test_nonsense_is_refused(text):
     """What is no budget is told, not guessed at."""

@@ -75,7 +75,7 @@ async def test_all_scopes_or_none(store, purse):
     """A call that one scope can't pay takes nothing from the others."""
     rich = purse.accounts("team", "rich", budgets_of(["100usd", "100calls"]))
     poor = purse.accounts("run", "poor", budgets_of(["0.05usd"]))
-    with pytest.raises(BudgetExceeded, match="run `poor` is 0.05usd"):
+    with pytest.raises(BudgetExceeded, match=r"run `poor` is 0\.05usd"):
         await purse.reserve(ask(rich + poor, prompt=6))
     await until(lambda: standing(store) == (0, 0) and standing(store, "calls") == (0, 0))
 
