@@ -1,0 +1,134 @@
+"""Numbers that name a person or a card, told from other numbers by their checksums and by how they are written.
+
+Runs of digit groups are found first; then single groups, known layouts of neighbouring groups, and the whole run are checked. Linear.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from stdnum import luhn
+from stdnum.br import cpf
+from stdnum.de import idnr
+from stdnum.es import dni, nie
+from stdnum.fr import nir
+from stdnum.gb import nhs
+from stdnum.nl import bsn
+from stdnum.pl import pesel
+from stdnum.us import ssn
+
+CARD = "card"
+NATIONAL_ID = "national_id"
+_RUN_CHARS = 1024  # longer runs are looked at piece by piece, so that memory stays flat
+_OVERLAP = 80  # more than the longest number takes with its separators
+_RUN = re.compile(r"(?<![0-9A-Za-z])[0-9](?:[ \t\n\-._/*|]{0,3}+[0-9]){8,511}+")
+_GROUP = re.compile(r"[0-9]+")
+_IIN = re.compile(
+    r"4|5[1-5]|222[1-9]|22[3-9]|2[3-6]|27[01]|2720|3[47]|30[0-5]|3095|3[689]|6011|64[4-9]|65|62|35(?:2[89]|[3-8])"
+    r"|5018|5020|5038|6304|6759|676[1-3]"
+)  # of Visa, Mastercard, Amex, Diners, Discover, UnionPay, JCB, Maestro
+_CARD_LENGTHS = {"2": (16,), "3": (14, 15, 16), "4": (16, 19), "5": (16,), "6": (16, 19)}
+_SPANISH = re.compile(r"(?<![0-9A-Za-z])(?:[0-9]{2}\.?[0-9]{3}\.?[0-9]{3}|[XYZxyz][ .-]?[0-9]{7})(?:[ .-]?[A-Z]|-?[a-z])(?![0-9A-Za-z])")
+_NINO = re.compile(r"[0-9](?:(?<=[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z][0-9])|(?<=[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z][ -][0-9]))"
+                   r"[0-9](?:[ -]?[0-9]{2}){2}[ -]?[A-D](?![0-9A-Za-z])", re.IGNORECASE)  # fmt: skip
+_WORD_CHARS = 48  # how far before a number the word for it may stand
+
+
+class _Rule(NamedTuple):
+    """A number: how its groups are sized (none: in one piece), which word must stand before it (none: no word), what checks it."""
+
+    kind: str
+    sizes: tuple[int, ...]
+    word: re.Pattern[str] | None
+    is_valid: Callable[[str], bool]
+
+    def follows_its_word(self, text: str, at: int) -> bool:
+        """Whether the word that this number needs stands shortly before it."""
+        return self.word is None or self.word.search(text, max(0, at - _WORD_CHARS), at) is not None
+
+
+def is_card(digits: str) -> bool:
+    """Whether it is a payment card's number by issuer, length and Luhn."""
+    return len(digits) in _CARD_LENGTHS.get(digits[:1], ()) and _IIN.match(digits) is not None and luhn.is_valid(digits)
+
+
+def _words(text: str) -> re.Pattern[str]:
+    return re.compile(text, re.IGNORECASE)
+
+
+_SSN_WORD = _words(r"\bssn\b|social.security")
+_NL_WORD = _words(r"\bbsn\b|burgerservice|sofi.?num")
+_NHS_WORD = _words(r"\bnhs\b|national health")
+_PL_WORD = _words(r"\bpesel\b")
+_BR_WORD = _words(r"\bcpf\b")
+_RULES = (
+    *(_Rule(CARD, sizes, None, is_card)
+      for sizes in ((4, 4, 4, 4), (4, 6, 5), (4, 6, 4), (4, 4, 4, 4, 3), (8, 8), (4, 4, 5), (6, 10), (4, 5, 6), (4, 12), (4, 4, 8))),
+    _Rule(NATIONAL_ID, (3, 2, 4), None, ssn.is_valid),
+    _Rule(NATIONAL_ID, (9,), _SSN_WORD, lambda digits: ssn.is_valid(f"{digits[:3]}-{digits[3:5]}-{digits[5:]}")),
+    _Rule(NATIONAL_ID, (11,), None, idnr.is_valid),
+    _Rule(NATIONAL_ID, (2, 3, 3, 3), None, idnr.is_valid),
+    _Rule(NATIONAL_ID, (15,), None, nir.is_valid),
+    _Rule(NATIONAL_ID, (13, 2), None, nir.is_valid),
+    _Rule(NATIONAL_ID, (1, 2, 2, 2, 3, 3, 2), None, nir.is_valid),
+    _Rule(NATIONAL_ID, (9,), _NL_WORD, bsn.is_valid),
+    _Rule(NATIONAL_ID, (3, 3, 3), _NL_WORD, bsn.is_valid),
+    _Rule(NATIONAL_ID, (4, 2, 3), _NL_WORD, bsn.is_valid),
+    _Rule(NATIONAL_ID, (3, 3, 4), None, nhs.is_valid),
+    _Rule(NATIONAL_ID, (10,), _NHS_WORD, nhs.is_valid),
+    _Rule(NATIONAL_ID, (11,), _PL_WORD, pesel.is_valid),
+    _Rule(NATIONAL_ID, (3, 3, 3, 2), None, cpf.is_valid),
+    _Rule(NATIONAL_ID, (11,), _BR_WORD, cpf.is_valid),
+)  # fmt: skip
+_IN_ONE: dict[int, list[_Rule]] = {}
+_LAYOUTS: dict[str, list[_Rule]] = {}  # sizes of groups as characters: a layout is found as a word is
+for _rule in _RULES:
+    if len(_rule.sizes) == 1:
+        _IN_ONE.setdefault(_rule.sizes[0], []).append(_rule)
+    else:
+        _LAYOUTS.setdefault("".join(map(chr, _rule.sizes)), []).append(_rule)
+
+
+def kinds_of_numbers(text: str) -> set[str]:
+    """Which of `card` and `national_id` a normalised text holds."""
+    found: set[str] = set()
+    for start, run in _runs(text):
+        found.update(_kinds_of_run(text, start, run))
+    if NATIONAL_ID not in found and (_NINO.search(text) or any(_is_spanish(one[0]) for one in _SPANISH.finditer(text))):
+        found.add(NATIONAL_ID)
+    return found
+
+
+def _is_spanish(written: str) -> bool:
+    number = written.replace(".", "")
+    return dni.is_valid(number) or nie.is_valid(number)
+
+
+def _runs(text: str) -> Iterator[tuple[int, str]]:
+    """Runs of digit groups with where they start. A long one comes in pieces that overlap by more than a number's length."""
+    at = 0
+    while run := _RUN.search(text, at):
+        yield run.start(), run[0]
+        at = max(run.end() - _OVERLAP, run.start() + 1) if len(run[0]) >= _RUN_CHARS // 2 else run.end()
+
+
+def _kinds_of_run(text: str, start: int, run: str) -> Iterator[str]:
+    groups = _GROUP.findall(run)
+    end = start + len(run)
+    if end < len(text) and text[end].isalnum() and text[end].isascii():  # glued to a letter, or cut
+        groups.pop()
+    if 1 < len(groups) < 20 and is_card("".join(groups)):
+        yield CARD
+    for group in groups:
+        if len(group) > 13 and is_card(group):
+            yield CARD
+        for rule in _IN_ONE.get(len(group), ()):
+            if rule.is_valid(group) and rule.follows_its_word(text, start + run.index(group)):
+                yield rule.kind
+    sizes = "".join(map(chr, map(len, groups)))
+    for layout, rules in _LAYOUTS.items():
+        at = sizes.find(layout)
+        while at >= 0:
+            number = "".join(groups[at : at + len(layout)])
+            yield from (rule.kind for rule in rules if rule.is_valid(number) and rule.follows_its_word(text, start + run.index(groups[at])))
+            at = sizes.find(layout, at + 1)

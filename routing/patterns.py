@@ -1,0 +1,120 @@
+"""What in a text is sensitive, by pattern and checksum: cards, IBANs, national ids, e-mail addresses, telephone numbers, keys and tokens.
+
+Takes normalised text (`readings`), returns kinds and never values. Names, addresses and health are not found: no pattern tells those.
+"""
+
+import math
+import re
+from collections import Counter
+
+from stdnum import iban
+from stdnum.exceptions import ValidationError
+
+from routing.idnumbers import CARD, NATIONAL_ID, kinds_of_numbers
+from routing.readings import has_blob
+
+IBAN = "iban"
+EMAIL = "email"
+PHONE = "phone"
+SECRET = "secret"  # noqa: S105 (the name of a kind)
+KINDS = (CARD, IBAN, NATIONAL_ID, EMAIL, PHONE, SECRET)
+_EMAIL = re.compile(r"@(?<=[\w.+%'-]@)(?:[\w-]{1,63}+\.){1,8}[^\W\d_]{2,24}")
+_IBAN = re.compile(r"[0-9](?<=(?<![0-9A-Za-z])[A-Za-z]{2}[0-9])(?=([0-9](?:[ .\-\n]?[A-Za-z0-9]){11,30}))")
+_IBAN_LENGTHS = range(15, 35)
+_PHONES = (
+    re.compile(r"\+(?<![0-9A-Za-z]\+)[1-9](?:[ ().\-/]{0,3}+[0-9]){7,14}+(?![0-9])"),
+    re.compile(r"00(?<![0-9A-Za-z.,+-]00)[1-9][0-9](?=[ ().\-/])(?:[ ().\-/]{0,3}+[0-9]){6,12}+(?![0-9])"),
+    re.compile(r"[(2-9](?<![0-9A-Za-z.,+(-].)(?:(?<=\()[2-9][0-9]{2}\) ?|(?<!\()[0-9]{2}[.-])[2-9][0-9]{2}[.-][0-9]{4}(?![0-9A-Za-z-])"),
+)  # with +, with 00, as North America writes them
+_PHONE_WORDS = ("phone", "mobil", "tel", "fax", "handy", "whatsapp", "téléphone")
+_CALLED = re.compile(r"\b(?:phone|mobile|mobil|tel(?:ephone)?|fax|handy|telefon|téléphone|whatsapp)\b[^0-9\n]{1,20}"
+                     r"\(?[0-9](?:[ ().\-/]{0,2}[0-9]){6,13}(?![0-9])")  # fmt: skip
+_TOKENS = re.compile(
+    r"(?<![A-Za-z0-9])(?:"
+    r"(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}"  # AWS
+    r"|gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{22}|glpat-[A-Za-z0-9_-]{20}"
+    r"|xox[abeoprs]-[A-Za-z0-9-]{10}|xapp-[A-Za-z0-9-]{10}"  # Slack
+    r"|(?:sk|rk|pk)_(?:live|test)_[A-Za-z0-9]{16}|sk-(?=[A-Za-z_-]{0,40}[0-9])[A-Za-z0-9_-]{20}"  # Stripe; OpenAI, Anthropic
+    r"|AIza[A-Za-z0-9_-]{35}|hf_[A-Za-z0-9]{30}|npm_[A-Za-z0-9]{36}|pypi-[A-Za-z0-9_-]{50}|dop_v1_[0-9a-f]{64}"
+    r"|ihk_[A-Za-z0-9_-]{24}"  # ours
+    r")|(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]{10,}+\.eyJ[A-Za-z0-9_-]{10}"  # JWT
+    r"|-----BEGIN [A-Z ]{0,24}PRIVATE KEY"
+)
+_ASSIGNED = re.compile(
+    r"(?:passw(?:or[dt]|d)?|pwd|secret|api[_ .-]?key|(?:access|private|auth|account)[_ .-]?key|token)(?![A-Za-z])"
+    r"[\"'`*\s]{0,4}(?:(?:=>|[:=]|is\b|ist\b)[\"'`*\s]{0,4})([^\s\"'`,;<>{}\[\]]{8,200}+)",
+    re.IGNORECASE,
+)
+_URL_PASSWORD = re.compile(r"://[^\s/:@\"']{0,64}+:([^\s/@\"']{3,128}+)@(?=[\w\[])")
+_SEPARATORS = b" -_/()*|,\t\r\n\\\x7f" + bytes(range(9)) + bytes(range(14, 32))
+_FOLD = bytes(ord("0") if chr(code).isdigit() else code | 0x20 if chr(code).isalpha() else ord(".") for code in range(128)) + b"." * 128
+_MIN_BITS = 2.5  # entropy a character that a made-up password has and a word or `xxxxxxxx` has not
+
+
+def kinds_in(text: str) -> set[str]:
+    """The kinds that a normalised text holds. Only what can be there is looked for: that is told from the text's bytes, which is cheap."""
+    data = text.encode("utf-8", "replace")
+    folded = fold(data)
+    found = _email(text)
+    if has_number(folded):
+        found |= kinds_of_numbers(text) | _iban(text) | _phone(text)
+    if has_blob(data) or has_secret_word(folded) or "://" in text or "BEGIN" in text:
+        found |= _secret(text)
+    return found
+
+
+def fold(data: bytes) -> bytes:
+    """Letters small, digits 0, other signs a dot, and away with what people put between digits: for the two looks below."""
+    return data.translate(_FOLD, _SEPARATORS)
+
+
+def has_number(folded: bytes) -> bool:
+    """Whether there are as many digits together as the shortest number that matters has."""
+    return b"000000" in folded or b"00.000" in folded
+
+
+def has_secret_word(folded: bytes) -> bool:
+    """Whether a word is there that stands before a password or a key."""
+    return b"passw" in folded or b"secret" in folded or b"key." in folded or b"pwd" in folded or b"token." in folded
+
+
+def _email(text: str) -> set[str]:
+    return {EMAIL} if "@" in text and _EMAIL.search(text) else set()
+
+
+def _iban(text: str) -> set[str]:
+    return {IBAN} if any(_is_iban(text[found.start() - 2 : found.end()] + found[1]) for found in _IBAN.finditer(text)) else set()
+
+
+def _is_iban(written: str) -> bool:
+    """Whether the text starts with an IBAN: words may follow it without a sign of where it ends, so every length is tried."""
+    letters = re.sub(r"[ .\-\n]", "", written).upper()
+    return any(_valid_iban(letters[:length]) for length in _IBAN_LENGTHS if length <= len(letters))
+
+
+def _valid_iban(letters: str) -> bool:
+    try:
+        iban.validate(letters, check_country=False)
+    except ValidationError:
+        return False
+    return True
+
+
+def _phone(text: str) -> set[str]:
+    if any(shape.search(text) for shape in _PHONES):
+        return {PHONE}
+    small = text.lower()
+    return {PHONE} if any(word in small for word in _PHONE_WORDS) and _CALLED.search(small) else set()
+
+
+def _secret(text: str) -> set[str]:
+    is_found = _TOKENS.search(text) or _URL_PASSWORD.search(text) or any(_is_random(one[1]) for one in _ASSIGNED.finditer(text))
+    return {SECRET} if is_found else set()
+
+
+def _is_random(value: str) -> bool:
+    """Whether an assigned value looks made up: letters with digits or signs in them, and enough different ones."""
+    if value.isalpha() or value.isdigit() or value.startswith(("$", "%", "os.", "process.")):
+        return False
+    counts = Counter(value).values()
+    return -sum(n / len(value) * math.log2(n / len(value)) for n in counts) >= _MIN_BITS and any(map(str.isdigit, value))
