@@ -17,6 +17,7 @@ _PARTS = {
     "models": ("serving.cli:models", "Find, fetch and size the models of the catalog."),
     "keys": ("routing.cli:keys", "Make, list and revoke the API keys of callers."),
     "routes": ("routing.cli:routes", "Show and check which model answers which task."),
+    "policy": ("routing.policy_cli:policy", "Show and test the policies that say which request may go where."),
     "bench": ("routing.bench.cli:bench", "Measure the router and the models beside their peers."),
 }
 _HOME = click.option("--home", envvar="INHOUSE_HOME", default=".inhouse", show_default=True, type=click.Path(path_type=Path),
@@ -138,11 +139,13 @@ def check(home: Path) -> None:
     Example: INHOUSE_ROUTES=new-routes.yaml inhouse check
     """
     from routing import cli as routing
+    from routing.policy_cli import policy_of
     from serving import local as serving
 
     with _told():
         settings = routing.settings_for(home)
         site = routing.site_of(settings)
+        policy_of(settings)
         serving.check(home.absolute(), settings.models)
     click.echo(f"ok: {len(site.models)} models, {len(site.tasks)} tasks")
 
