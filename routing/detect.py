@@ -5,17 +5,20 @@ Two steps: a look over the raw bytes that can't miss what the second step would 
 """
 
 import logging
+import re
 from collections.abc import Iterable
 from typing import Protocol
 
 from routing.patterns import KINDS as PATTERN_KINDS
 from routing.patterns import fold, has_number, has_secret_word, kinds_in
-from routing.readings import Unread, has_blob, joined_parts, readings
+from routing.readings import Unread, form_text, has_blob, holds_token_ids, joined_parts, readings
 
 UNREAD = "unread"  # media, archives, token ids, or encoded deeper than is decoded
 FAILED = "failed"  # a detector raised: nothing is known, so the highest class
 KINDS = (*PATTERN_KINDS, UNREAD)
 NOTHING: frozenset[str] = frozenset()
+_PERCENT = re.compile(rb"%[0-9A-Fa-f]{2}")
+_DATE = re.compile(rb"(?<![0-9A-Za-z.+/_-])(?:19|20)[0-9]{2}-[01][0-9]-[0-3][0-9](?![0-9A-SU-Za-z/_-])")  # the commonest long number
 _LOG = logging.getLogger(__name__)
 
 # First bytes of UTF-8 whose characters NFKC leaves alone and that hide nothing: Latin, Greek, Cyrillic, Hebrew, Chinese; and second bytes
@@ -33,10 +36,16 @@ def is_clean(body: bytes) -> bool:
 
     One-sided: True is a promise, False is no more than a reason to look.
     """
-    if b"@" in body or b"%" in body or b"&" in body or (b"\\" in body and b"\\u" in body) or b"BEGIN" in body:
+    if b"@" in body or b"&" in body or b"-----B" in body:
+        return False
+    if (b"\\" in body and b"\\u" in body) or (b"%" in body and _PERCENT.search(body)):
         return False
     folded = fold(body)
-    if has_number(folded) or has_secret_word(folded) or has_blob(body) or body.count(b'text"') > 3:
+    if has_number(folded) and has_number(folded := fold(_DATE.sub(b"~", body))):
+        return False
+    if has_secret_word(folded) or has_blob(body):
+        return False
+    if b'text"' in body and body.count(b'text"') > 3:  # a message in parts may have a value cut in two
         return False
     return body.isascii() or not body.translate(None, _PLAIN)
 
@@ -46,19 +55,27 @@ def find(body: bytes, *, form: bool = False, others: Iterable[Detector] = ()) ->
 
     Never raises: what can't be looked at is `failed` or `unread`.
     """
-    detectors = tuple(others)
-    if not form and not detectors and is_clean(body):
+    detectors = (kinds_in, *others)
+    if not form and len(detectors) == 1 and is_clean(body):
         return NOTHING
     found = {UNREAD} if form else set()
     try:
-        for text in (body.decode("utf-8", "replace" if form else "strict"), "" if form else joined_parts(body)):
-            for reading in readings(text) if text else ():
-                found.update(kinds_in(reading))
-                for detector in detectors:
-                    found.update(detector(reading))
-    except Unread:
-        found.add(UNREAD)
+        for text in (form_text(body),) if form else (body.decode(), joined_parts(body)):
+            found |= _found_in(text, detectors)
     except Exception as error:  # whatever it was, the body was not looked at; the error's own words may quote it
         _LOG.error("a detector failed (%s): the request gets the highest class", type(error).__name__)
         found.add(FAILED)
     return frozenset(found)
+
+
+def _found_in(text: str, detectors: Iterable[Detector]) -> set[str]:
+    found: set[str] = set()
+    try:
+        for reading in readings(text) if text else ():
+            for detector in detectors:
+                found.update(detector(reading))
+            if holds_token_ids(reading):
+                found.add(UNREAD)
+    except Unread:
+        found.add(UNREAD)
+    return found

@@ -120,7 +120,7 @@ def _kinds_of_run(text: str, start: int, run: str) -> Iterator[str]:
     if 1 < len(groups) < 20 and is_card("".join(groups)):
         yield CARD
     for group in groups:
-        if len(group) > 13 and is_card(group):
+        if len(group) > 13 and is_card(group) and f".{group}" not in run:  # the digits after a decimal point are no card
             yield CARD
         for rule in _IN_ONE.get(len(group), ()):
             if rule.is_valid(group) and rule.follows_its_word(text, start + run.index(group)):

@@ -24,7 +24,7 @@ _IBAN_LENGTHS = range(15, 35)
 _PHONES = (
     re.compile(r"\+(?<![0-9A-Za-z]\+)[1-9](?:[ ().\-/]{0,3}+[0-9]){7,14}+(?![0-9])"),
     re.compile(r"00(?<![0-9A-Za-z.,+-]00)[1-9][0-9](?=[ ().\-/])(?:[ ().\-/]{0,3}+[0-9]){6,12}+(?![0-9])"),
-    re.compile(r"[(2-9](?<![0-9A-Za-z.,+(-].)(?:(?<=\()[2-9][0-9]{2}\) ?|(?<!\()[0-9]{2}[.-])[2-9][0-9]{2}[.-][0-9]{4}(?![0-9A-Za-z-])"),
+    re.compile(r"[(2-9](?<![0-9A-Za-z.,+-].)(?:(?<=\()[2-9][0-9]{2}\) ?|(?<!\()[0-9]{2}[.-])[2-9][0-9]{2}[.-][0-9]{4}(?![0-9A-Za-z-])"),
 )  # with +, with 00, as North America writes them
 _PHONE_WORDS = ("phone", "mobil", "tel", "fax", "handy", "whatsapp", "téléphone")
 _CALLED = re.compile(r"\b(?:phone|mobile|mobil|tel(?:ephone)?|fax|handy|telefon|téléphone|whatsapp)\b[^0-9\n]{1,20}"
@@ -47,7 +47,11 @@ _ASSIGNED = re.compile(
 )
 _URL_PASSWORD = re.compile(r"://[^\s/:@\"']{0,64}+:([^\s/@\"']{3,128}+)@(?=[\w\[])")
 _SEPARATORS = b" -_/()*|,\t\r\n\\\x7f" + bytes(range(9)) + bytes(range(14, 32))
-_FOLD = bytes(ord("0") if chr(code).isdigit() else code | 0x20 if chr(code).isalpha() else ord(".") for code in range(128)) + b"." * 128
+_FOLD = bytes(
+    ord("0") if chr(code).isdigit() else code | 0x20 if chr(code).isalpha() else code if code == ord(".") else ord("~")
+    for code in (*range(128), *[0] * 128)
+)  # fmt: skip
+_ESCAPED_SPACE = re.compile(rb"\\[nrtbf]")
 _MIN_BITS = 2.5  # entropy a character that a made-up password has and a word or `xxxxxxxx` has not
 
 
@@ -58,24 +62,29 @@ def kinds_in(text: str) -> set[str]:
     found = _email(text)
     if has_number(folded):
         found |= kinds_of_numbers(text) | _iban(text) | _phone(text)
-    if has_blob(data) or has_secret_word(folded) or "://" in text or "BEGIN" in text:
+    if has_blob(data) or has_secret_word(folded) or "://" in text or "-----B" in text:
         found |= _secret(text)
     return found
 
 
 def fold(data: bytes) -> bytes:
-    """Letters small, digits 0, other signs a dot, and away with what people put between digits: for the two looks below."""
+    """Letters small, digits 0, dots kept, other signs `~`, and away with what people put between digits: for the two looks below.
+
+    Takes raw JSON as well as text: an escaped line break goes as a real one does.
+    """
+    if b"\\" in data:
+        data = _ESCAPED_SPACE.sub(b"", data)
     return data.translate(_FOLD, _SEPARATORS)
 
 
 def has_number(folded: bytes) -> bool:
     """Whether there are as many digits together as the shortest number that matters has."""
-    return b"000000" in folded or b"00.000" in folded
+    return b"000000" in folded or b"0000000" in folded.translate(None, b".")
 
 
 def has_secret_word(folded: bytes) -> bool:
     """Whether a word is there that stands before a password or a key."""
-    return b"passw" in folded or b"secret" in folded or b"key." in folded or b"pwd" in folded or b"token." in folded
+    return b"passw" in folded or b"secret" in folded or b"key~" in folded or b"pwd" in folded or b"token~" in folded
 
 
 def _email(text: str) -> set[str]:

@@ -29,6 +29,7 @@ _FOREIGN_DIGIT = re.compile(r"(?![0-9])\d")
 _WRAP = re.compile(r"\n(?<=[A-Za-z0-9+/]{60}\n)(?=[A-Za-z0-9+/])")  # lines of one encoded text
 _BLOB = re.compile(rf"[A-Za-z0-9+/_-]{{{_BLOB_CHARS},}}+")
 _HEX = re.compile(r"(?:[0-9A-Fa-f]{2})++")
+_TOKEN_IDS = re.compile(r'"(?:prompt|input|prompt_token_ids|inputs|token_ids)"\s{0,9}:\s{0,9}(?:\[\s{0,9}){1,2}[0-9]')
 _PERCENT = re.compile(r"%[0-9A-Fa-f]{2}")
 _PRINTABLE = re.compile(rb"[\t\n\r -~\x80-\xff]{8,}+")
 _ASCII_RUN = re.compile(rb"[\t\n\r -~]{12,}+")
@@ -111,6 +112,16 @@ def joined_parts(body: bytes) -> str:
     return "\n".join(found)
 
 
+def form_text(body: bytes) -> str:
+    """The text in a form: headers, fields, and what of its files is text."""
+    return "\n".join(text for part in body.split(b"\r\n\r\n") for text in _text(part))
+
+
+def holds_token_ids(text: str) -> bool:
+    """Whether a prompt is given as numbers of tokens: what those say, only the model's tokenizer knows."""
+    return ("prompt" in text or "input" in text) and _TOKEN_IDS.search(text) is not None
+
+
 def readings(text: str) -> Iterator[str]:
     """A raw text, and everything that is encoded in it, each normalised. Raises `Unread` at the end where something could not be read."""
     yield from _Reader().read(text, 0)
@@ -130,7 +141,8 @@ class _Reader:
         unread = False
         if not has_blob(plain.encode("utf-8", "replace")):
             return
-        for blob in _BLOB.findall(_WRAP.sub("", plain)):
+        unwrapped = _WRAP.sub("", plain)
+        for blob in (*_BLOB.findall(plain), *(_BLOB.findall(unwrapped) if unwrapped != plain else ())):
             self._left -= len(blob)
             if depth == _DEPTH or self._left < 0:
                 raise Unread
@@ -173,4 +185,4 @@ def _text(data: bytes) -> Iterator[str]:
         yield b"\n".join(runs).decode()
 
 
-__all__ = ["Unread", "has_blob", "joined_parts", "normalised", "readings", "unescaped"]
+__all__ = ["Unread", "form_text", "has_blob", "holds_token_ids", "joined_parts", "normalised", "readings", "unescaped"]

@@ -1,0 +1,247 @@
+"""Conversations with one planted sensitive value each, in every place where a value can hide and in every way it can be written.
+
+Deterministic by seed. `Canary.marker` stands in the body in plain letters: whoever records bytes looks for it, and for nothing else.
+"""
+
+import base64
+import html
+import json
+import random
+import string
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from stdnum import luhn
+from stdnum.iso7064 import mod_11_10, mod_97_10
+
+
+class Canary(NamedTuple):
+    """One request. `kind` is what must be found in it; `where` and `how` say what was planted, for a message when it was not."""
+
+    endpoint: str
+    body: bytes
+    kind: str
+    marker: bytes
+    where: str
+    how: str
+
+
+def _digits(rng: random.Random, count: int) -> str:
+    return "".join(rng.choices(string.digits, k=count))
+
+
+def _letters(rng: random.Random, count: int, alphabet: str = string.ascii_letters + string.digits) -> str:
+    return "".join(rng.choices(alphabet, k=count))
+
+
+def card(rng: random.Random) -> str:
+    """A card number that passes Luhn, of an issuer that exists."""
+    start, length = rng.choice([("4", 16), ("51", 16), ("55", 16), ("2345", 16), ("34", 15), ("37", 15), ("6011", 16), ("36", 14), ("3530", 16)])
+    number = start + _digits(rng, length - len(start) - 1)
+    return number + luhn.calc_check_digit(number)
+
+
+def iban(rng: random.Random) -> str:
+    """An IBAN whose check digits are right."""
+    country, length = rng.choice([("DE", 18), ("FR", 23), ("NL", 14), ("ES", 20), ("GB", 18)])
+    account = _digits(rng, length)
+    if country in ("NL", "GB"):
+        account = _letters(rng, 4, string.ascii_uppercase) + account[4:]
+    return country + mod_97_10.calc_check_digits(account + country) + account
+
+
+def national_id(rng: random.Random) -> str:
+    """An identity number as it is written in the US, Germany, France, Spain, the UK, Brazil; or in a sentence that says which it is."""
+    ssn = f"{rng.randint(101, 665)}-{rng.randint(10, 99)}-{rng.randint(1000, 9999)}"
+    dni = rng.randint(10_000_000, 99_999_999)
+    french = f"{rng.randint(1, 2)}{rng.randint(50, 99)}0{rng.randint(1, 9)}75{_digits(rng, 6)}"
+    nino = f"AB{_digits(rng, 6)}C"
+    return rng.choice([
+        ssn, f"{dni}{'TRWAGMYFPDXBNJZSQVHLCKE'[dni % 23]}", f"{french}{97 - int(french) % 97:02d}", nino, _steuer_id(rng), _nhs(rng), _bsn(rng),
+    ])  # fmt: skip
+
+
+def _steuer_id(rng: random.Random) -> str:
+    twice, *others = rng.sample(string.digits, 9)
+    front = [twice, twice, *others]
+    while True:
+        rng.shuffle(front)
+        number = "".join(front)
+        if number[0] != "0":
+            return number + mod_11_10.calc_check_digit(number)
+
+
+def _nhs(rng: random.Random) -> str:
+    while True:
+        front = _digits(rng, 9)
+        check = (11 - sum((10 - i) * int(digit) for i, digit in enumerate(front))) % 11
+        if check < 10:
+            return f"{front[:3]} {front[3:6]} {front[6:]}{check}"
+
+
+def _bsn(rng: random.Random) -> str:
+    while True:
+        front = str(rng.randint(10_000_000, 99_999_999))
+        check = sum((9 - i) * int(digit) for i, digit in enumerate(front)) % 11
+        if check < 10:
+            return f"BSN {front}{check}"
+
+
+def email(rng: random.Random) -> str:
+    """An e-mail address."""
+    name = _letters(rng, rng.randint(3, 9), string.ascii_lowercase)
+    return f"{name}.{_letters(rng, 5, string.ascii_lowercase)}@{_letters(rng, 8, string.ascii_lowercase)}.{rng.choice(['com', 'de', 'co.uk', 'museum'])}"
+
+
+def phone(rng: random.Random) -> str:
+    """A telephone number, international or North American."""
+    return rng.choice([f"+49 30 {_digits(rng, 8)}", f"+{rng.randint(31, 39)}{_digits(rng, 9)}", f"+1 (212) 555-{_digits(rng, 4)}",
+                       f"212-555-{_digits(rng, 4)}", f"0044 20 {_digits(rng, 4)} {_digits(rng, 4)}"])  # fmt: skip
+
+
+def secret(rng: random.Random) -> str:
+    """A key or token as its issuer makes them, or a password with the word for it."""
+    return rng.choice([
+        "AKIA" + _letters(rng, 16, string.ascii_uppercase + string.digits), "ghp_" + _letters(rng, 36), "ihk_" + _letters(rng, 43),
+        "sk-proj-" + _letters(rng, 10) + "7" + _letters(rng, 30), "xoxb-" + _digits(rng, 12) + "-" + _letters(rng, 24),
+        "AIza" + _letters(rng, 35), "glpat-" + _letters(rng, 20),
+        f"eyJhbGciOiJIUzI1NiJ9.eyJ{_letters(rng, 30)}.{_letters(rng, 40)}",
+        f"password: {_letters(rng, 5)}7{_letters(rng, 6)}!", f"API_KEY={_letters(rng, 12)}4{_letters(rng, 12)}",
+        f"postgres://root:{_letters(rng, 12)}@db.internal/x", "-----BEGIN EC PRIVATE KEY-----",
+    ])  # fmt: skip
+
+
+VALUES: dict[str, Callable[[random.Random], str]] = {
+    "card": card, "iban": iban, "national_id": national_id, "email": email, "phone": phone, "secret": secret,
+}  # fmt: skip
+_WIDE = {code: code + 0xFEE0 for code in range(0x21, 0x7F)}
+
+
+def _between(value: str, gap: str) -> str:
+    """Groups of four with a gap, as people write long numbers; nothing else is touched."""
+    return gap.join(value[i : i + 4] for i in range(0, len(value), 4)) if value.isalnum() and len(value) >= 15 and value.isupper() | value.isdigit() else value
+
+
+WRITINGS: dict[str, Callable[[str], str]] = {
+    "plain": str,
+    "spaced": lambda value: _between(value, " "),
+    "dashed": lambda value: _between(value, "-"),
+    "no-break": lambda value: _between(value, "\u00a0"),
+    "dotted": lambda value: _between(value, "."),
+    "en dash": lambda value: _between(value, "\u2013"),
+    "line break": lambda value: _between(value, "\n"),
+    "full width": lambda value: value.translate(_WIDE),
+    "zero width": lambda value: "\u200b".join(value),
+    "soft hyphen": lambda value: "\u00ad".join(value),
+    "accents": lambda value: "\u0301".join(value) if value.isdigit() else value,
+    "controls": lambda value: "\x00".join(value),
+    "arabic digits": lambda value: value.translate({ord(digit): 0x660 + int(digit) for digit in string.digits}) if value.isdigit() else value,
+    "bold digits": lambda value: value.translate({ord(digit): 0x1D7CE + int(digit) for digit in string.digits}),
+    "base64": lambda value: base64.b64encode(f"value: {value}".encode()).decode(),
+    "base64 twice": lambda value: base64.b64encode(base64.b64encode(f"value: {value}".encode())).decode(),
+    "base64 of utf-16": lambda value: base64.b64encode(f"value: {value}".encode("utf-16-le")).decode(),
+    "url-safe base64": lambda value: base64.urlsafe_b64encode(f"?>~{value} or not".encode()).decode().rstrip("="),
+    "base64 in lines": lambda value: base64.encodebytes(f"{'some words before it. ' * 5}{value}{' and after.' * 9}".encode()).decode(),
+    "hex": lambda value: f"value: {value}".encode().hex(),
+    "percent": lambda value: "".join(f"%{byte:02X}" for byte in value.encode()),
+    "url": lambda value: "https://intranet.test/?q=" + quote(value, safe=""),
+    "html": lambda value: "".join(f"&#{ord(letter)};" for letter in value),
+    "html hex": lambda value: "".join(f"&#x{ord(letter):x};" for letter in value),
+    "html names": lambda value: html.escape(value).replace("@", "&commat;").replace(".", "&period;"),
+    "json": lambda value: json.dumps({"value": value}),
+    "json in json": lambda value: json.dumps({"a": json.dumps({"value": value})}),
+}  # fmt: skip
+
+
+def _chat(*messages: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "system", "content": "You are helpful."}, *messages], **fields}
+
+
+def _said(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def _called(text: str) -> dict[str, Any]:
+    function = {"name": "look_up", "arguments": json.dumps({"query": text})}
+    return {"role": "assistant", "content": None, "tool_calls": [{"id": "call_1", "type": "function", "function": function}]}
+
+
+def _tool(**fields: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}, **fields}}
+
+
+def _data(text: str) -> str:
+    return "data:text/plain;base64," + base64.b64encode(f"The file says: {text}".encode()).decode()
+
+
+def _cut(text: str) -> list[str]:
+    return [text[: len(text) // 2], text[len(text) // 2 :]]
+
+
+_CHAT, _MESSAGES, _RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/responses"
+PLACES: dict[str, tuple[str, Callable[[str], dict[str, Any]]]] = {
+    "user": (_CHAT, lambda t: _chat(_said(t))),
+    "system": (_CHAT, lambda t: {"messages": [{"role": "system", "content": t}, _said("hello")]}),
+    "third turn": (_CHAT, lambda t: _chat(_said("hi"), {"role": "assistant", "content": "yes?"}, _said(t))),
+    "assistant": (_CHAT, lambda t: _chat(_said("hi"), {"role": "assistant", "content": t}, _said("go on"))),
+    "reasoning": (_CHAT, lambda t: _chat(_said("hi"), {"role": "assistant", "content": "x", "reasoning_content": t}, _said("go on"))),
+    "part": (_CHAT, lambda t: _chat({"role": "user", "content": [{"type": "text", "text": "see"}, {"type": "text", "text": t}]})),
+    "cut over parts": (_CHAT, lambda t: _chat({"role": "user", "content": [{"type": "text", "text": half} for half in _cut(t)]})),
+    "participant": (_CHAT, lambda t: _chat({"role": "user", "name": t, "content": "hi"})),
+    "file name": (_CHAT, lambda t: _chat({"role": "user", "content": [{"type": "file", "file": {"filename": f"{t}.txt", "file_data": "x"}}]})),
+    "file": (_CHAT, lambda t: _chat({"role": "user", "content": [{"type": "file", "file": {"filename": "a.txt", "file_data": _data(t)}}]})),
+    "image text": (_CHAT, lambda t: _chat({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,", "alt": t}}]})),
+    "tool arguments": (_CHAT, lambda t: _chat(_said("hi"), _called(t))),
+    "tool result": (_CHAT, lambda t: _chat(_said("hi"), _called("x"), {"role": "tool", "tool_call_id": "call_1", "content": t})),
+    "tool result in json": (_CHAT, lambda t: _chat(_said("hi"), {"role": "tool", "tool_call_id": "c", "content": json.dumps([{"row": t}])})),
+    "tool description": (_CHAT, lambda t: _chat(_said("hi"), tools=[_tool(description=t)])),
+    "tool parameter": (_CHAT, lambda t: _chat(_said("hi"), tools=[_tool(parameters={"type": "object", "properties": {"a": {"enum": [t]}}})])),
+    "metadata": (_CHAT, lambda t: _chat(_said("hi"), metadata={"note": t})),
+    "key": (_CHAT, lambda t: _chat(_said("hi"), metadata={t: "note"})),
+    "user id": (_CHAT, lambda t: _chat(_said("hi"), user=t)),
+    "stop": (_CHAT, lambda t: _chat(_said("hi"), stop=[t])),
+    "schema": (_CHAT, lambda t: _chat(_said("hi"), response_format={"type": "json_schema", "json_schema": {"name": "x", "description": t}})),
+    "unknown field": (_CHAT, lambda t: _chat(_said("hi"), vendor_extra={"deep": [[{"er": t}]]})),
+    "template": (_CHAT, lambda t: _chat(_said("hi"), chat_template_kwargs={"x": t})),
+    "prompt": ("/v1/completions", lambda t: {"prompt": t}),
+    "suffix": ("/v1/completions", lambda t: {"prompt": "a", "suffix": t}),
+    "prompts": ("/v1/completions", lambda t: {"prompt": ["one", t]}),
+    "embedding": ("/v1/embeddings", lambda t: {"input": ["one", t]}),
+    "query": ("/v1/rerank", lambda t: {"query": t, "documents": ["a"]}),
+    "document": ("/v1/rerank", lambda t: {"query": "a", "documents": ["b", t]}),
+    "input": (_RESPONSES, lambda t: {"input": t}),
+    "instructions": (_RESPONSES, lambda t: {"input": "hi", "instructions": t}),
+    "input parts": (_RESPONSES, lambda t: {"input": [{"role": "user", "content": [{"type": "input_text", "text": h} for h in _cut(t)]}]}),
+    "call output": (_RESPONSES, lambda t: {"input": [{"type": "function_call_output", "call_id": "c", "output": t}]}),
+    "anthropic system": (_MESSAGES, lambda t: {"system": [{"type": "text", "text": t}], "messages": [_said("hi")], "max_tokens": 9}),
+    "anthropic tool use": (_MESSAGES, lambda t: {"messages": [{"role": "assistant", "content": [{"type": "tool_use", "id": "u", "name": "f", "input": {"a": t}}]}]}),
+    "anthropic tool result": (_MESSAGES, lambda t: {"messages": [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "u", "content": [{"type": "text", "text": t}]}]}]}),
+    "anthropic document": (_MESSAGES, lambda t: {"messages": [{"role": "user", "content": [{"type": "document", "title": "x", "source": {"type": "text", "media_type": "text/plain", "data": t}}]}]}),
+    "anthropic thinking": (_MESSAGES, lambda t: {"messages": [{"role": "assistant", "content": [{"type": "thinking", "thinking": t, "signature": "x"}]}]}),
+}  # fmt: skip
+_AROUND = ("{}", "My number is {}, thanks", "({})", "see: {}.", "{} is what I was given", "x\n{}\ny", '"{}"', "ask about {}; then answer")
+
+
+def planted(seed: int, kind: str, place: str, writing: str) -> Canary:
+    """The conversation with one value of a kind in one place, written one way."""
+    rng = random.Random(f"{seed} {kind} {place} {writing}")
+    marker = "zebra" + _letters(rng, 8, "bcdfgklmnprstvz")
+    text = WRITINGS[writing](VALUES[kind](rng))
+    text = rng.choice(_AROUND).format(text)
+    endpoint, build = PLACES[place]
+    document = {"model": "auto", **build(text), "vendor_note": marker}
+    body = json.dumps(document, ensure_ascii=rng.random() < 0.5, separators=rng.choice([None, (",", ":")]))
+    return Canary(endpoint, body.encode("utf-8", "surrogatepass"), kind, marker.encode(), place, writing)
+
+
+def conversations(rounds: int = 1) -> Iterator[Canary]:
+    """Every kind in every place in every writing, once a round with other values: 6,156 a round."""
+    for seed in range(rounds):
+        for kind in VALUES:
+            for place in PLACES:
+                for writing in WRITINGS:
+                    yield planted(seed, kind, place, writing)
+
+
+__all__ = ["PLACES", "VALUES", "WRITINGS", "Canary", "conversations", "planted"]
