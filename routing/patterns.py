@@ -40,11 +40,9 @@ _TOKENS = re.compile(
     r")|(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]{10,}+\.eyJ[A-Za-z0-9_-]{10}"  # JWT
     r"|-----BEGIN [A-Z ]{0,24}PRIVATE KEY"
 )
-_ASSIGNED = re.compile(
-    r"(?:passw(?:or[dt]|d)?|pwd|secret|api[_ .-]?key|(?:access|private|auth|account)[_ .-]?key|token)(?![A-Za-z])"
-    r"[\"'`*\s]{0,4}(?:(?:=>|[:=]|is\b|ist\b)[\"'`*\s]{0,4})([^\s\"'`,;<>{}\[\]]{8,200}+)",
-    re.IGNORECASE,
-)
+_SECRET_WORDS = ("passw", "pwd", "secret", "key", "token")
+_OF_KEY = re.compile(r"(?:api|access|private|auth|account|secret)[_ .-]?$")  # not of every key
+_ASSIGNED = re.compile(r"(?:or[dt]|d)?(?![a-z])[\"'`*\s]{0,4}(?:=>|[:=]|is\b|ist\b)[\"'`*\s]{0,4}([^\s\"'`,;<>{}\[\]]{8,64}+)")
 _URL_PASSWORD = re.compile(r"://[^\s/:@\"']{0,64}+:([^\s/@\"']{3,128}+)@(?=[\w\[])")
 _SEPARATORS = b" -_/()*|,\t\r\n\\\x7f" + bytes(range(9)) + bytes(range(14, 32))
 _FOLD = bytes(
@@ -117,8 +115,19 @@ def _phone(text: str) -> set[str]:
 
 
 def _secret(text: str) -> set[str]:
-    is_found = _TOKENS.search(text) or _URL_PASSWORD.search(text) or any(_is_random(one[1]) for one in _ASSIGNED.finditer(text))
-    return {SECRET} if is_found else set()
+    return {SECRET} if _TOKENS.search(text) or _URL_PASSWORD.search(text) or _assigns_secret(text.lower()) else set()
+
+
+def _assigns_secret(small: str) -> bool:
+    """Whether something that looks made up stands behind a word for a password or key. Takes lower case."""
+    for word in _SECRET_WORDS:
+        at = small.find(word)
+        while at >= 0:
+            found = _ASSIGNED.match(small, at + len(word))
+            if found and (word != "key" or _OF_KEY.search(small[max(0, at - 9) : at])) and _is_random(found[1]):
+                return True
+            at = small.find(word, at + 1)
+    return False
 
 
 def _is_random(value: str) -> bool:

@@ -9,23 +9,24 @@ import html
 import re
 import unicodedata
 from collections.abc import Iterator
-from functools import cache
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
 
 import msgspec
 
 _DEPTH = 3  # base64 in base64 in base64 is read; what lies deeper is not, and counts as unread
-_DECODED = 64 << 20  # bytes that one body may decode to
+_READ_CHARS = 4 << 20  # read in one body, at up to 1.3 s for each million; what lies behind counts as unread
+_PIECE_CHARS = 1 << 16  # a pattern that looks through more holds Python's lock for too long
+_OVERLAP_CHARS = 1 << 10  # more than the longest thing that is looked for
 _BINARY_CHARS = 256  # an encoded text of this length that decodes to no text is a file: image, audio, archive, or encrypted
 _BLOB_CHARS = 20  # shorter runs are words
 _ESCAPE = re.compile(r"(?<!\\)\\++(?:u([0-9A-Fa-f]{4})|x([0-9A-Fa-f]{2})|([nrtbf])|)")
-_DASH = re.compile(r"[\u058a\u05be\u1806\u2010-\u2015\u2043\u207b\u2212\u2e3a\u2e3b\u301c\u3030\ufe58\ufe63\uff0d]")
-_DOT = re.compile(r"[\u00b7\u2022\u2024\u2027\u2219\u22c5\u3002\u30fb\uff0e\uff61]")
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-_ASTRAL = re.compile("[\U00010000-\U0010ffff]")
-_HIDDEN_CATEGORIES = ("Cf", "Mn", "Me", "Cc")
-_FOREIGN_DIGIT = re.compile(r"(?![0-9])\d")
+_CONTROLS = bytes(code for code in range(32) if chr(code) not in "\t\n\r") + b"\x7f"
+_FEW = 8  # signs that are replaced one after the other: faster than looking each letter up
+_FILLERS = "\u115f\u1160\u2800\u3164\uffa0"
+_DASHES = "\u058a\u05be\u1806\u2010\u2011\u2012\u2013\u2014\u2015\u2043\u207b\u2212\u2e3a\u2e3b\u301c\u3030\ufe58\ufe63"
+_DOTS = "\u00b7\u2022\u2024\u2027\u2219\u22c5\u3002\u30fb"
 _WRAP = re.compile(r"\n(?<=[A-Za-z0-9+/]{60}\n)(?=[A-Za-z0-9+/])")  # lines of one encoded text
 _BLOB = re.compile(rf"[A-Za-z0-9+/_-]{{{_BLOB_CHARS},}}+")
 _HEX = re.compile(r"(?:[0-9A-Fa-f]{2})++")
@@ -44,34 +45,35 @@ def has_blob(data: bytes) -> bool:
 
 
 class Unread(Exception):
-    """There is more in the body than may be decoded, or what it decodes to is no text."""
-
-
-@cache
-def _invisible() -> re.Pattern[str]:
-    """Characters that are not seen between two others: controls, format characters, marks, fillers. Up to U+FFFF: wider sets are slow."""
-    hidden = "".join(one for one in map(chr, range(0x10000)) if _is_hidden(one))
-    return re.compile(f"[{re.escape(hidden)}]")
-
-
-def _is_hidden(one: str) -> bool:
-    return (unicodedata.category(one) in _HIDDEN_CATEGORIES and one not in "\t\n\r") or one in "\u115f\u1160\u2800\u3164\uffa0"
-
-
-def _seen(text: str) -> str:
-    text = _invisible().sub("", text)
-    return _ASTRAL.sub(lambda found: "" if _is_hidden(found[0]) else found[0], text)
+    """There is more in the body than is read, or what it decodes to is no text."""
 
 
 def normalised(text: str) -> str:
-    """The text as a reader sees it, in ASCII where that is possible: NFKC, nothing invisible, plain digits, dashes, dots and spaces.
+    """The text as a reader sees it, in ASCII where that is possible: NFKC, nothing invisible, plain digits, dashes and dots.
 
-    Marks go before NFKC sees them: ordering a long run of marks is quadratic in CPython.
+    Sign by sign: NFKC of a whole text is quadratic in CPython where many marks follow each other.
     """
     if text.isascii():
-        return text if _CONTROL.search(text) is None else _CONTROL.sub("", text)
-    text = _seen(unicodedata.normalize("NFKC", _seen(text)))
-    return _FOREIGN_DIGIT.sub(lambda found: str(unicodedata.decimal(found[0])), _DOT.sub(".", _DASH.sub("-", text)))
+        return text.encode().translate(None, _CONTROLS).decode()
+    table = {sign: as_seen for sign in set(text) if (as_seen := _as_seen(sign)) != sign}
+    if len(table) > _FEW:
+        return text.translate({ord(sign): table.get(sign, sign) for sign in set(text)})
+    for sign, as_seen in table.items():
+        text = text.replace(sign, as_seen)
+    return text
+
+
+@lru_cache(maxsize=1 << 13)
+def _as_seen(sign: str) -> str:
+    return "".join(map(_plain_sign, unicodedata.normalize("NFKC", sign))) if _plain_sign(sign) else ""
+
+
+def _plain_sign(sign: str) -> str:
+    if sign in _FILLERS or (unicodedata.category(sign) in ("Cf", "Mn", "Me", "Cc") and sign not in "\t\n\r"):
+        return ""
+    if sign.isdecimal():
+        return str(unicodedata.decimal(sign))
+    return "-" if sign in _DASHES else "." if sign in _DOTS else sign
 
 
 def unescaped(text: str) -> str:
@@ -123,38 +125,64 @@ def holds_token_ids(text: str) -> bool:
 
 
 def readings(text: str) -> Iterator[str]:
-    """A raw text, and everything that is encoded in it, each normalised. Raises `Unread` at the end where something could not be read."""
-    yield from _Reader().read(text, 0)
+    """A raw text and everything that is encoded in it, each normalised, in pieces of 64 Ki characters that overlap.
+
+    Raises `Unread` at the end where something could not be read.
+    """
+    reader = _Reader()
+    yield from reader.read(text, 0)
+    if reader.has_unread:
+        raise Unread
 
 
 class _Reader:
     def __init__(self) -> None:
-        self._left = _DECODED
+        self.has_unread = False
+        self._left = _READ_CHARS
 
     def read(self, text: str, depth: int) -> Iterator[str]:
         plain = normalised(unescaped(text))
-        yield plain
+        blobs: list[str] = []
+        if has_blob(plain.encode("utf-8", "replace")):
+            unwrapped = _WRAP.sub("", plain)
+            if unwrapped != plain:
+                blobs += _BLOB.findall(_BLOB.sub(self._without_files, unwrapped))
+            plain = _BLOB.sub(self._without_files, plain)
+            blobs += _BLOB.findall(plain)
+        yield from self._pieces(plain)
         if "%" in plain and _PERCENT.search(plain):
-            yield normalised(unquote(plain, errors="replace"))
+            yield from self._pieces(normalised(unquote(plain, errors="replace")))
         if "&" in plain and (other := html.unescape(plain)) != plain:
-            yield normalised(other)
-        unread = False
-        if not has_blob(plain.encode("utf-8", "replace")):
+            yield from self._pieces(normalised(other))
+        for blob in blobs:
+            if depth == _DEPTH:
+                self.has_unread = True
+                return
+            for inner in _texts_in(blob):
+                yield from self.read(inner, depth + 1)
+
+    def _without_files(self, found: re.Match[str]) -> str:
+        """Long encodings that are no text are cut out: looking for words in an image takes seconds and finds none."""
+        if len(found[0]) < _BINARY_CHARS or _is_text(found[0]):
+            return found[0]
+        self.has_unread = True
+        return ""
+
+    def _pieces(self, text: str) -> Iterator[str]:
+        if len(text) > self._left:
+            self.has_unread = True
+            text = text[: self._left]
+        self._left -= len(text)
+        if len(text) <= _PIECE_CHARS:
+            yield text
             return
-        unwrapped = _WRAP.sub("", plain)
-        for blob in (*_BLOB.findall(plain), *(_BLOB.findall(unwrapped) if unwrapped != plain else ())):
-            self._left -= len(blob)
-            if depth == _DEPTH or self._left < 0:
-                raise Unread
-            texts = list(_texts_in(blob))
-            unread = unread or (not texts and len(blob) >= _BINARY_CHARS)
-            for inner in texts:
-                try:
-                    yield from self.read(inner, depth + 1)
-                except Unread:
-                    unread = True
-        if unread:
-            raise Unread
+        for start in range(0, len(text), _PIECE_CHARS - _OVERLAP_CHARS):
+            yield text[start : start + _PIECE_CHARS]
+
+
+def _is_text(blob: str) -> bool:
+    """Whether an encoding starts with text, wherever its first letter is."""
+    return any(len(text) > _BINARY_CHARS // 4 for text in _texts_in(blob[:_BINARY_CHARS]))
 
 
 def _texts_in(blob: str) -> Iterator[str]:

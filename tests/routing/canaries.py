@@ -119,8 +119,9 @@ _WIDE = {code: code + 0xFEE0 for code in range(0x21, 0x7F)}
 
 
 def _between(value: str, gap: str) -> str:
-    """Groups of four with a gap, as people write long numbers; nothing else is touched."""
-    return gap.join(value[i : i + 4] for i in range(0, len(value), 4)) if value.isalnum() and len(value) >= 15 and value.isupper() | value.isdigit() else value
+    """Groups of four with a gap, as people write cards and IBANs; nothing else is touched."""
+    is_long_number = value.isalnum() and sum(map(str.isdigit, value)) >= 14 and (value.isdigit() or value[2:4].isdigit())
+    return gap.join(value[i : i + 4] for i in range(0, len(value), 4)) if is_long_number and len(value) < 35 else value
 
 
 WRITINGS: dict[str, Callable[[str], str]] = {
