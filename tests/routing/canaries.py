@@ -8,6 +8,7 @@ import html
 import json
 import random
 import string
+import struct
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -37,7 +38,8 @@ def _letters(rng: random.Random, count: int, alphabet: str = string.ascii_letter
 
 def card(rng: random.Random) -> str:
     """A card number that passes Luhn, of an issuer that exists."""
-    start, length = rng.choice([("4", 16), ("51", 16), ("55", 16), ("2345", 16), ("34", 15), ("37", 15), ("6011", 16), ("36", 14), ("3530", 16)])
+    issuers = [("4", 16), ("51", 16), ("55", 16), ("2345", 16), ("34", 15), ("37", 15), ("6011", 16), ("36", 14), ("3530", 16)]
+    start, length = rng.choice(issuers)
     number = start + _digits(rng, length - len(start) - 1)
     return number + luhn.calc_check_digit(number)
 
@@ -58,7 +60,8 @@ def national_id(rng: random.Random) -> str:
     french = f"{rng.randint(1, 2)}{rng.randint(50, 99)}0{rng.randint(1, 9)}75{_digits(rng, 6)}"
     nino = f"AB{_digits(rng, 6)}C"
     return rng.choice([
-        ssn, f"{dni}{'TRWAGMYFPDXBNJZSQVHLCKE'[dni % 23]}", f"{french}{97 - int(french) % 97:02d}", nino, _steuer_id(rng), _nhs(rng), _bsn(rng),
+        ssn, f"{dni}{'TRWAGMYFPDXBNJZSQVHLCKE'[dni % 23]}", f"{french}{97 - int(french) % 97:02d}", nino,
+        _steuer_id(rng), _nhs(rng), _bsn(rng),
     ])  # fmt: skip
 
 
@@ -90,8 +93,8 @@ def _bsn(rng: random.Random) -> str:
 
 def email(rng: random.Random) -> str:
     """An e-mail address."""
-    name = _letters(rng, rng.randint(3, 9), string.ascii_lowercase)
-    return f"{name}.{_letters(rng, 5, string.ascii_lowercase)}@{_letters(rng, 8, string.ascii_lowercase)}.{rng.choice(['com', 'de', 'co.uk', 'museum'])}"
+    first, last, host = (_letters(rng, rng.randint(3, 9), string.ascii_lowercase) for _ in range(3))
+    return f"{first}.{last}@{host}.{rng.choice(['com', 'de', 'co.uk', 'museum'])}"
 
 
 def phone(rng: random.Random) -> str:
@@ -133,12 +136,12 @@ WRITINGS: dict[str, Callable[[str], str]] = {
     "en dash": lambda value: _between(value, "\u2013"),
     "line break": lambda value: _between(value, "\n"),
     "full width": lambda value: value.translate(_WIDE),
-    "zero width": lambda value: "\u200b".join(value),
-    "soft hyphen": lambda value: "\u00ad".join(value),
+    "zero width": "\u200b".join,
+    "soft hyphen": "\u00ad".join,
     "accents": lambda value: "\u0301".join(value) if value.isdigit() else value,
-    "controls": lambda value: "\x00".join(value),
-    "arabic digits": lambda value: value.translate({ord(digit): 0x660 + int(digit) for digit in string.digits}) if value.isdigit() else value,
-    "bold digits": lambda value: value.translate({ord(digit): 0x1D7CE + int(digit) for digit in string.digits}),
+    "controls": "\x00".join,
+    "arabic digits": lambda value: value.translate({0x30 + digit: 0x660 + digit for digit in range(10)}) if value.isdigit() else value,
+    "bold digits": lambda value: value.translate({0x30 + digit: 0x1D7CE + digit for digit in range(10)}),
     "base64": lambda value: base64.b64encode(f"value: {value}".encode()).decode(),
     "base64 twice": lambda value: base64.b64encode(base64.b64encode(f"value: {value}".encode())).decode(),
     "base64 of utf-16": lambda value: base64.b64encode(f"value: {value}".encode("utf-16-le")).decode(),
@@ -180,60 +183,109 @@ def _cut(text: str) -> list[str]:
     return [text[: len(text) // 2], text[len(text) // 2 :]]
 
 
-_CHAT, _MESSAGES, _RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/responses"
-PLACES: dict[str, tuple[str, Callable[[str], dict[str, Any]]]] = {
-    "user": (_CHAT, lambda t: _chat(_said(t))),
-    "system": (_CHAT, lambda t: {"messages": [{"role": "system", "content": t}, _said("hello")]}),
-    "third turn": (_CHAT, lambda t: _chat(_said("hi"), {"role": "assistant", "content": "yes?"}, _said(t))),
-    "assistant": (_CHAT, lambda t: _chat(_said("hi"), {"role": "assistant", "content": t}, _said("go on"))),
-    "reasoning": (_CHAT, lambda t: _chat(_said("hi"), {"role": "assistant", "content": "x", "reasoning_content": t}, _said("go on"))),
-    "part": (_CHAT, lambda t: _chat({"role": "user", "content": [{"type": "text", "text": "see"}, {"type": "text", "text": t}]})),
-    "cut over parts": (_CHAT, lambda t: _chat({"role": "user", "content": [{"type": "text", "text": half} for half in _cut(t)]})),
-    "participant": (_CHAT, lambda t: _chat({"role": "user", "name": t, "content": "hi"})),
-    "file name": (_CHAT, lambda t: _chat({"role": "user", "content": [{"type": "file", "file": {"filename": f"{t}.txt", "file_data": "x"}}]})),
-    "file": (_CHAT, lambda t: _chat({"role": "user", "content": [{"type": "file", "file": {"filename": "a.txt", "file_data": _data(t)}}]})),
-    "image text": (_CHAT, lambda t: _chat({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,", "alt": t}}]})),
-    "tool arguments": (_CHAT, lambda t: _chat(_said("hi"), _called(t))),
-    "tool result": (_CHAT, lambda t: _chat(_said("hi"), _called("x"), {"role": "tool", "tool_call_id": "call_1", "content": t})),
-    "tool result in json": (_CHAT, lambda t: _chat(_said("hi"), {"role": "tool", "tool_call_id": "c", "content": json.dumps([{"row": t}])})),
-    "tool description": (_CHAT, lambda t: _chat(_said("hi"), tools=[_tool(description=t)])),
-    "tool parameter": (_CHAT, lambda t: _chat(_said("hi"), tools=[_tool(parameters={"type": "object", "properties": {"a": {"enum": [t]}}})])),
-    "metadata": (_CHAT, lambda t: _chat(_said("hi"), metadata={"note": t})),
-    "key": (_CHAT, lambda t: _chat(_said("hi"), metadata={t: "note"})),
-    "user id": (_CHAT, lambda t: _chat(_said("hi"), user=t)),
-    "stop": (_CHAT, lambda t: _chat(_said("hi"), stop=[t])),
-    "schema": (_CHAT, lambda t: _chat(_said("hi"), response_format={"type": "json_schema", "json_schema": {"name": "x", "description": t}})),
-    "unknown field": (_CHAT, lambda t: _chat(_said("hi"), vendor_extra={"deep": [[{"er": t}]]})),
-    "template": (_CHAT, lambda t: _chat(_said("hi"), chat_template_kwargs={"x": t})),
+def _part(text: str, **fields: Any) -> dict[str, Any]:
+    return {"type": "text", "text": text, **fields}
+
+
+def _user(*parts: dict[str, Any]) -> dict[str, Any]:
+    return {"role": "user", "content": list(parts)}
+
+
+def _file(name: str, data: str) -> dict[str, Any]:
+    return {"type": "file", "file": {"filename": name, "file_data": data}}
+
+
+def _tool_message(text: str) -> dict[str, Any]:
+    return {"role": "tool", "tool_call_id": "call_1", "content": text}
+
+
+def _assistant(**fields: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": "yes?", **fields}
+
+
+def _anthropic(message: dict[str, Any]) -> dict[str, Any]:
+    return {"messages": [message], "max_tokens": 9}
+
+
+def _document(text: str) -> dict[str, Any]:
+    return {"type": "document", "title": "x", "source": {"type": "text", "media_type": "text/plain", "data": text}}
+
+
+Build = Callable[[str], dict[str, Any]]
+_HI = {"role": "user", "content": "hi"}
+_IN_CHAT: dict[str, Build] = {
+    "user": lambda t: _chat(_said(t)),
+    "system": lambda t: {"messages": [{"role": "system", "content": t}, _HI]},
+    "third turn": lambda t: _chat(_HI, _assistant(), _said(t)),
+    "assistant": lambda t: _chat(_HI, _assistant(content=t), _said("go on")),
+    "reasoning": lambda t: _chat(_HI, _assistant(reasoning_content=t), _said("go on")),
+    "part": lambda t: _chat(_user(_part("see"), _part(t))),
+    "cut over parts": lambda t: _chat(_user(*map(_part, _cut(t)))),
+    "participant": lambda t: _chat({**_HI, "name": t}),
+    "file name": lambda t: _chat(_user(_file(f"{t}.txt", "x"))),
+    "file": lambda t: _chat(_user(_file("a.txt", _data(t)))),
+    "image text": lambda t: _chat(_user({"type": "image_url", "image_url": {"url": "data:,", "alt": t}})),
+    "tool arguments": lambda t: _chat(_HI, _called(t)),
+    "tool result": lambda t: _chat(_HI, _called("x"), _tool_message(t)),
+    "tool result in json": lambda t: _chat(_HI, _called("x"), _tool_message(json.dumps([{"row": t}]))),
+    "tool description": lambda t: _chat(_HI, tools=[_tool(description=t)]),
+    "tool parameter": lambda t: _chat(_HI, tools=[_tool(parameters={"type": "object", "properties": {"a": {"enum": [t]}}})]),
+    "metadata": lambda t: _chat(_HI, metadata={"note": t}),
+    "key": lambda t: _chat(_HI, metadata={t: "note"}),
+    "user id": lambda t: _chat(_HI, user=t),
+    "stop": lambda t: _chat(_HI, stop=[t]),
+    "schema": lambda t: _chat(_HI, response_format={"type": "json_schema", "json_schema": {"name": "x", "description": t}}),
+    "unknown field": lambda t: _chat(_HI, vendor_extra={"deep": [[{"er": t}]]}),
+    "template": lambda t: _chat(_HI, chat_template_kwargs={"x": t}),
+}
+_ELSEWHERE: dict[str, tuple[str, Build]] = {
     "prompt": ("/v1/completions", lambda t: {"prompt": t}),
     "suffix": ("/v1/completions", lambda t: {"prompt": "a", "suffix": t}),
     "prompts": ("/v1/completions", lambda t: {"prompt": ["one", t]}),
     "embedding": ("/v1/embeddings", lambda t: {"input": ["one", t]}),
     "query": ("/v1/rerank", lambda t: {"query": t, "documents": ["a"]}),
     "document": ("/v1/rerank", lambda t: {"query": "a", "documents": ["b", t]}),
-    "input": (_RESPONSES, lambda t: {"input": t}),
-    "instructions": (_RESPONSES, lambda t: {"input": "hi", "instructions": t}),
-    "input parts": (_RESPONSES, lambda t: {"input": [{"role": "user", "content": [{"type": "input_text", "text": h} for h in _cut(t)]}]}),
-    "call output": (_RESPONSES, lambda t: {"input": [{"type": "function_call_output", "call_id": "c", "output": t}]}),
-    "anthropic system": (_MESSAGES, lambda t: {"system": [{"type": "text", "text": t}], "messages": [_said("hi")], "max_tokens": 9}),
-    "anthropic tool use": (_MESSAGES, lambda t: {"messages": [{"role": "assistant", "content": [{"type": "tool_use", "id": "u", "name": "f", "input": {"a": t}}]}]}),
-    "anthropic tool result": (_MESSAGES, lambda t: {"messages": [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "u", "content": [{"type": "text", "text": t}]}]}]}),
-    "anthropic document": (_MESSAGES, lambda t: {"messages": [{"role": "user", "content": [{"type": "document", "title": "x", "source": {"type": "text", "media_type": "text/plain", "data": t}}]}]}),
-    "anthropic thinking": (_MESSAGES, lambda t: {"messages": [{"role": "assistant", "content": [{"type": "thinking", "thinking": t, "signature": "x"}]}]}),
+    "input": ("/v1/responses", lambda t: {"input": t}),
+    "instructions": ("/v1/responses", lambda t: {"input": "hi", "instructions": t}),
+    "input parts": ("/v1/responses", lambda t: {"input": [_user(*({"type": "input_text", "text": half} for half in _cut(t)))]}),
+    "call output": ("/v1/responses", lambda t: {"input": [{"type": "function_call_output", "call_id": "c", "output": t}]}),
+    "anthropic system": ("/v1/messages", lambda t: {"system": [_part(t)], **_anthropic(_HI)}),
+    "anthropic tool use": ("/v1/messages", lambda t: _anthropic(
+        {"role": "assistant", "content": [{"type": "tool_use", "id": "u", "name": "f", "input": {"a": t}}]})),
+    "anthropic tool result": ("/v1/messages", lambda t: _anthropic(
+        _user({"type": "tool_result", "tool_use_id": "u", "content": [_part(t)]}))),
+    "anthropic document": ("/v1/messages", lambda t: _anthropic(_user(_document(t)))),
+    "anthropic thinking": ("/v1/messages", lambda t: _anthropic(
+        {"role": "assistant", "content": [{"type": "thinking", "thinking": t, "signature": "x"}]})),
 }  # fmt: skip
+PLACES: dict[str, tuple[str, Build]] = {**{name: ("/v1/chat/completions", build) for name, build in _IN_CHAT.items()}, **_ELSEWHERE}
 _AROUND = ("{}", "My number is {}, thanks", "({})", "see: {}.", "{} is what I was given", "x\n{}\ny", '"{}"', "ask about {}; then answer")
 
 
 def planted(seed: int, kind: str, place: str, writing: str) -> Canary:
-    """The conversation with one value of a kind in one place, written one way."""
+    """The conversation with one value of a kind in one place, written one way. In one of five, JSON's escapes spell all of it."""
     rng = random.Random(f"{seed} {kind} {place} {writing}")
     marker = "zebra" + _letters(rng, 8, "bcdfgklmnprstvz")
-    text = WRITINGS[writing](VALUES[kind](rng))
-    text = rng.choice(_AROUND).format(text)
+    text = rng.choice(_AROUND).format(WRITINGS[writing](VALUES[kind](rng)))
     endpoint, build = PLACES[place]
     document = {"model": "auto", **build(text), "vendor_note": marker}
     body = json.dumps(document, ensure_ascii=rng.random() < 0.5, separators=rng.choice([None, (",", ":")]))
-    return Canary(endpoint, body.encode("utf-8", "surrogatepass"), kind, marker.encode(), place, writing)
+    if rng.random() < 0.2:
+        body = body.replace(f'"{text}"', '"' + "".join(f"\\u{unit:04x}" for unit in _utf16(text)) + '"')
+    return Canary(endpoint, body.encode(), kind, marker.encode(), place, writing)
+
+
+def _utf16(text: str) -> tuple[int, ...]:
+    data = text.encode("utf-16-le")
+    return struct.unpack(f"<{len(data) // 2}H", data)
+
+
+def harmless(seed: int, place: str, writing: str) -> bytes:
+    """The same conversation with nothing sensitive in it: words, an amount, a short number."""
+    rng = random.Random(f"{seed} {place} {writing}")
+    what = rng.choice(["pumps", "lamps", "chairs"])
+    text = f"order {rng.randint(1, 99_999)} of {rng.randint(1, 900)} {what} for {rng.randint(1, 9999)}.50 EUR"
+    return json.dumps({"model": "auto", **PLACES[place][1](WRITINGS[writing](text))}).encode()
 
 
 def conversations(rounds: int = 1) -> Iterator[Canary]:
@@ -245,4 +297,4 @@ def conversations(rounds: int = 1) -> Iterator[Canary]:
                     yield planted(seed, kind, place, writing)
 
 
-__all__ = ["PLACES", "VALUES", "WRITINGS", "Canary", "conversations", "planted"]
+__all__ = ["PLACES", "VALUES", "WRITINGS", "Canary", "conversations", "harmless", "planted"]
