@@ -115,7 +115,8 @@ class Policy:
         if result.diagnostics.errors or result.decision is cedarpy.Decision.NoDecision:
             _LOG.error("policies could not be evaluated: %s", "; ".join(result.diagnostics.errors))
             return False, None
-        return result.decision is cedarpy.Decision.Allow, [self.rules[reason] for reason in result.diagnostics.reasons]
+        reasons = sorted(result.diagnostics.reasons, key=list(self.rules).index)
+        return result.decision is cedarpy.Decision.Allow, [self.rules[reason] for reason in reasons]
 
     def _entities(self, about: About, model: str, zone: str) -> list[dict[str, Any]]:
         names = list(self.ladder.ranks)

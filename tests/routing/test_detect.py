@@ -57,8 +57,9 @@ def test_other_values_are_found_too(seed, kind, place, writing):
 
 
 fragments = st.lists(
-    st.sampled_from([*"0123456789", "41", "4111", "@", ".", "-", " ", "\n", "a", "DE89", "pass", "word", "key", ": ", "=", "+49", "%34", "&#52;",
-                     "\u00a0", "\u200b", "\uff14", "é", "“", "AKIA", "eyJ", "b" * 20, "\\", '"', "text", "00"])
+    st.sampled_from([*"0123456789", "41", "4111", "@", ".", "-", " ", "\n", "a", "DE89", "pass", "word", "key", ": ",
+                     "=", "+49", "%34", "&#52;", "\u00a0", "\u200b", "\uff14", "é", "“", "AKIA",
+                     "eyJ", "b" * 20, "\\", '"', "text", "00"])
     | st.text(max_size=3),
     max_size=24,
 )  # fmt: skip
@@ -110,10 +111,13 @@ def test_a_sample_of_each_kind_is_found(text, kind):
 
 HARMLESS = [
     "4111 1111 1111 1112", "1234567890123456", "DE89 3704 0044 0532 0130 01", "000-12-3456", "order 36574261890", "12345678A", "@dataclass",
-    "2026-11-25T12:30:00Z to 2027-01-31", "192.168.100.200", "550e8400-e29b-41d4-a716-446655440000", "0.4111111111111111", "3.14159265358979",
+    "2026-11-25T12:30:00Z to 2027-01-31", "192.168.100.200", "550e8400-e29b-41d4-a716-446655440000",
+    "0.4111111111111111", "3.14159265358979",
     "max_tokens: 4096, temperature 0.7", "the key: a good night's sleep", "password: ********", "the token is spent", "EUR 1,234,567.89",
-    "lodash@4.17.21", "50% of 100%", "R&D && QA", "d41d8cd98f00b204e9800998ecf8427e", "AB123456", "see section 4.1.1.1.1", "1 2 3 4 5 6 7 8 9 10",
-    "internationalization_and_localization", "https://example.com/a/very/long/path/that_goes_on?and=on", "call 911", "+1", "C++17 +20", "C2026",
+    "lodash@4.17.21", "50% of 100%", "R&D && QA", "d41d8cd98f00b204e9800998ecf8427e", "AB123456",
+    "see section 4.1.1.1.1", "1 2 3 4 5 6 7 8 9 10",
+    "internationalization_and_localization", "https://example.com/a/very/long/path/that_goes_on?and=on", "call 911",
+    "+1", "C++17 +20", "C2026",
 ]  # fmt: skip
 
 
@@ -210,14 +214,16 @@ def test_another_detector_sees_normalised_readings():
         return {"name"} if "Ann" in text else ()
 
     hidden = base64.b64encode(b"the name is Ann Keller").decode()
-    assert find(body(f"look: {hidden} Ａnn"), others=[other]) == {"name"}
+    assert find(body(f"look: {hidden} \uff21nn"), others=[other]) == {"name"}
     assert any("the name is Ann Keller" in text for text in seen)
     assert any("look" in text and "Ann" in text for text in seen)
 
 
 HOSTILE = [
-    b"1", b"1 ", b"4111 ", b"1.", b"212-", b"a@", b"a@a.", b"a.", b"_eyJ", b"eyJaaaaaaaaaaaa.", b"password=", b" sk-a_", b"+1", b"\\\\", b"\\u0031",
-    b"DE12", b"DE12 ", b"://a:", b"-----BEGIN ", b"%34", b"&#52;", b"&", b"tel 1", b"00", b"0011 ", b"\\n", b'\\"', b"ab", b"abcdefghijabcdefghij ",
+    b"1", b"1 ", b"4111 ", b"1.", b"212-", b"a@", b"a@a.", b"a.", b"_eyJ", b"eyJaaaaaaaaaaaa.", b"password=",
+    b" sk-a_", b"+1", b"\\\\", b"\\u0031",
+    b"DE12", b"DE12 ", b"://a:", b"-----BEGIN ", b"%34", b"&#52;", b"&", b"tel 1", b"00", b"0011 ", b"\\n", b'\\"',
+    b"ab", b"abcdefghijabcdefghij ",
     "a\u0301\u0327".encode(), "1\u200b".encode(), "\uff11".encode(), "\U0001d7ce".encode(), b"(212)", b"X1234567", b"AB 12 34 56 ",
 ]  # fmt: skip
 
