@@ -18,7 +18,7 @@ FAILED = "failed"  # a detector raised: nothing is known, so the highest class
 KINDS = (*PATTERN_KINDS, UNREAD)
 NOTHING: frozenset[str] = frozenset()
 _PERCENT = re.compile(rb"%[0-9A-Fa-f]{2}")
-_DATE = re.compile(rb"(?<![0-9A-Za-z.+/_-])(?:19|20)[0-9]{2}-[01][0-9]-[0-3][0-9](?![0-9A-SU-Za-z/_-])")  # the commonest long number
+_DATE = re.compile(rb"[12](?<![0-9A-Za-z.+/_-][12])(?:(?<=1)9|(?<=2)0)[0-9]{2}-[01][0-9]-[0-3][0-9](?![0-9A-SU-Za-z/_-])")  # common
 _LOG = logging.getLogger(__name__)
 
 # First bytes of UTF-8 whose characters NFKC leaves alone and that hide nothing: Latin, Greek, Cyrillic, Hebrew, Chinese; and second bytes

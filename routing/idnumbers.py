@@ -18,9 +18,10 @@ from stdnum.us import ssn
 
 CARD = "card"
 NATIONAL_ID = "national_id"
+PHONE = "phone"
 _RUN_DIGITS = 512  # longer runs are looked at piece by piece, so that memory stays flat
 _OVERLAP = 80  # more than the longest number takes with its separators
-_RUN = re.compile(rf"(?<![0-9A-Za-z])[0-9](?:[ \t\n\-._/*|]{{0,3}}+[0-9]){{8,{_RUN_DIGITS - 1}}}+")
+_RUN = re.compile(rf"[0-9](?<![0-9A-Za-z][0-9])(?:[ \t\n\-._/*|()]{{0,3}}+[0-9]){{8,{_RUN_DIGITS - 1}}}+")
 _GROUP = re.compile(r"[0-9]+")
 _IIN = re.compile(
     r"4|5[1-5]|222[1-9]|22[3-9]|2[3-6]|27[01]|2720|3[47]|30[0-5]|3095|3[689]|6011|64[4-9]|65|62|35(?:2[89]|[3-8])"
@@ -28,18 +29,19 @@ _IIN = re.compile(
 )  # of Visa, Mastercard, Amex, Diners, Discover, UnionPay, JCB, Maestro
 _CARD_LENGTHS = {"2": (16,), "3": (14, 15, 16), "4": (16, 19), "5": (16,), "6": (16, 19)}
 _DOUBLED = str.maketrans("0123456789", "0246813579")
-_SPANISH = re.compile(r"(?<![0-9A-Za-z])(?:[0-9]{2}\.?[0-9]{3}\.?[0-9]{3}|[XYZxyz][ .-]?[0-9]{7})(?:[ .-]?[A-Z]|-?[a-z])(?![0-9A-Za-z])")
+_DNI = re.compile(r"[0-9]{2}\.?[0-9]{3}\.?[0-9]{3}(?:[ .-]?[A-Z]|-?[a-z])(?![0-9A-Za-z])")
+_NIE = re.compile(r"[0-9](?:(?<=[XYZxyz][0-9])|(?<=[XYZxyz][ .-][0-9]))[0-9]{6}(?:[ .-]?[A-Z]|-?[a-z])(?![0-9A-Za-z])")
 _NINO = re.compile(r"[0-9](?:(?<=[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z][0-9])|(?<=[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z][ -][0-9]))"
                    r"[0-9](?:[ -]?[0-9]{2}){2}[ -]?[A-D](?![0-9A-Za-z])", re.IGNORECASE)  # fmt: skip
 _WORD_CHARS = 48  # how far before a number the word for it may stand
 
 
 class _Rule(NamedTuple):
-    """A number: how its groups are sized (none: in one piece), which word must stand before it (none: no word), what checks it."""
+    """A number: how its groups are sized (none: in one piece), of which words one must stand before it (none: no word), what checks it."""
 
     kind: str
     sizes: tuple[int, ...]
-    word: re.Pattern[str] | None
+    words: tuple[str, ...]
     is_valid: Callable[[str], bool]
 
 
@@ -53,33 +55,34 @@ def _passes_luhn(digits: str) -> bool:
     return (sum(map(int, digits[-1::-2])) + sum(map(int, digits[-2::-2].translate(_DOUBLED)))) % 10 == 0
 
 
-def _words(text: str) -> re.Pattern[str]:
-    return re.compile(text, re.IGNORECASE)
+def _is_north_american(digits: str) -> bool:
+    return digits[0] in "23456789" and digits[3] in "23456789"
 
 
-_SSN_WORD = _words(r"\bssn\b|social.security")
-_NL_WORD = _words(r"\bbsn\b|burgerservice|sofi.?num")
-_NHS_WORD = _words(r"\bnhs\b|national health")
-_PL_WORD = _words(r"\bpesel\b")
-_BR_WORD = _words(r"\bcpf\b")
+_SSN_WORDS = ("ssn", "social security")
+_NL_WORDS = ("bsn", "burgerservice", "sofinum", "sofi-num")
+_NHS_WORDS = ("nhs", "national health")
+_PL_WORDS = ("pesel",)
+_BR_WORDS = ("cpf",)
 _RULES = (
-    *(_Rule(CARD, sizes, None, is_card)
+    *(_Rule(CARD, sizes, (), is_card)
       for sizes in ((4, 4, 4, 4), (4, 6, 5), (4, 6, 4), (4, 4, 4, 4, 3), (8, 8), (4, 4, 5), (6, 10), (4, 5, 6), (4, 12), (4, 4, 8))),
-    _Rule(NATIONAL_ID, (3, 2, 4), None, ssn.is_valid),
-    _Rule(NATIONAL_ID, (9,), _SSN_WORD, ssn.is_valid),
-    _Rule(NATIONAL_ID, (11,), None, idnr.is_valid),
-    _Rule(NATIONAL_ID, (2, 3, 3, 3), None, idnr.is_valid),
-    _Rule(NATIONAL_ID, (15,), None, nir.is_valid),
-    _Rule(NATIONAL_ID, (13, 2), None, nir.is_valid),
-    _Rule(NATIONAL_ID, (1, 2, 2, 2, 3, 3, 2), None, nir.is_valid),
-    _Rule(NATIONAL_ID, (9,), _NL_WORD, bsn.is_valid),
-    _Rule(NATIONAL_ID, (3, 3, 3), _NL_WORD, bsn.is_valid),
-    _Rule(NATIONAL_ID, (4, 2, 3), _NL_WORD, bsn.is_valid),
-    _Rule(NATIONAL_ID, (3, 3, 4), None, nhs.is_valid),
-    _Rule(NATIONAL_ID, (10,), _NHS_WORD, nhs.is_valid),
-    _Rule(NATIONAL_ID, (11,), _PL_WORD, pesel.is_valid),
-    _Rule(NATIONAL_ID, (3, 3, 3, 2), None, cpf.is_valid),
-    _Rule(NATIONAL_ID, (11,), _BR_WORD, cpf.is_valid),
+    _Rule(PHONE, (3, 3, 4), (), _is_north_american),
+    _Rule(NATIONAL_ID, (3, 2, 4), (), ssn.is_valid),
+    _Rule(NATIONAL_ID, (9,), _SSN_WORDS, ssn.is_valid),
+    _Rule(NATIONAL_ID, (11,), (), idnr.is_valid),
+    _Rule(NATIONAL_ID, (2, 3, 3, 3), (), idnr.is_valid),
+    _Rule(NATIONAL_ID, (15,), (), nir.is_valid),
+    _Rule(NATIONAL_ID, (13, 2), (), nir.is_valid),
+    _Rule(NATIONAL_ID, (1, 2, 2, 2, 3, 3, 2), (), nir.is_valid),
+    _Rule(NATIONAL_ID, (9,), _NL_WORDS, bsn.is_valid),
+    _Rule(NATIONAL_ID, (3, 3, 3), _NL_WORDS, bsn.is_valid),
+    _Rule(NATIONAL_ID, (4, 2, 3), _NL_WORDS, bsn.is_valid),
+    _Rule(NATIONAL_ID, (3, 3, 4), (), nhs.is_valid),
+    _Rule(NATIONAL_ID, (10,), _NHS_WORDS, nhs.is_valid),
+    _Rule(NATIONAL_ID, (11,), _PL_WORDS, pesel.is_valid),
+    _Rule(NATIONAL_ID, (3, 3, 3, 2), (), cpf.is_valid),
+    _Rule(NATIONAL_ID, (11,), _BR_WORDS, cpf.is_valid),
 )  # fmt: skip
 _IN_ONE: dict[int, list[_Rule]] = {}
 _LAYOUTS: dict[str, list[_Rule]] = {}  # sizes of groups as characters: a layout is found as a word is
@@ -91,21 +94,23 @@ for _rule in _RULES:
 
 
 def kinds_of_numbers(text: str) -> set[str]:
-    """Which of `card` and `national_id` a normalised text holds."""
+    """Which of `card`, `national_id` and `phone` (as North America writes it) a normalised text holds."""
     found: set[str] = set()
     look = _Look(text)
     for start, run in _runs(text):
         found.update(look.kinds_of_run(start, run))
-        if len(found) == 2:
+        if len(found) == 3:
             return found
-    if NATIONAL_ID not in found and (_NINO.search(text) or any(_is_spanish(one[0]) for one in _SPANISH.finditer(text))):
+    if NATIONAL_ID not in found and (_NINO.search(text) or _holds_spanish(text)):
         found.add(NATIONAL_ID)
     return found
 
 
-def _is_spanish(written: str) -> bool:
-    number = written.replace(".", "")
-    return dni.is_valid(number) or nie.is_valid(number)
+def _holds_spanish(text: str) -> bool:
+    for one in _DNI.finditer(text):
+        if not text[max(0, one.start() - 1) : one.start()].isalnum() and dni.is_valid(one[0].replace(".", "")):
+            return True
+    return any(nie.is_valid(text[max(0, one.start() - 2) : one.start()].strip(" .-")[-1] + one[0]) for one in _NIE.finditer(text))
 
 
 def _runs(text: str) -> Iterator[tuple[int, str]]:
@@ -121,7 +126,8 @@ class _Look:
 
     def __init__(self, text: str) -> None:
         self._text = text
-        self._there: dict[re.Pattern[str], bool] = {}
+        self._small = small if len(small := text.lower()) == len(text) else text
+        self._there: dict[tuple[str, ...], bool] = {}
 
     def kinds_of_run(self, start: int, run: str) -> Iterator[str]:
         groups = _GROUP.findall(run)
@@ -147,10 +153,10 @@ class _Look:
         yield from (rule.kind for rule in _IN_ONE.get(len(digits), ()) if self._holds(rule, at, digits))
 
     def _holds(self, rule: _Rule, at: int, digits: str) -> bool:
-        word = rule.word
-        if word is not None:
-            if word not in self._there:
-                self._there[word] = word.search(self._text) is not None
-            if not self._there[word] or not word.search(self._text, max(0, at - _WORD_CHARS), at):
+        words = rule.words
+        if words:
+            if words not in self._there:
+                self._there[words] = any(word in self._small for word in words)
+            if not self._there[words] or not any(word in self._small[max(0, at - _WORD_CHARS) : at] for word in words):
                 return False
         return rule.is_valid(digits)

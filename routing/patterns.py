@@ -6,16 +6,16 @@ Takes normalised text (`readings`), returns kinds and never values. Names, addre
 import math
 import re
 from collections import Counter
+from collections.abc import Iterator
 
 from stdnum import iban
 from stdnum.exceptions import ValidationError
 
-from routing.idnumbers import CARD, NATIONAL_ID, kinds_of_numbers
+from routing.idnumbers import CARD, NATIONAL_ID, PHONE, kinds_of_numbers
 from routing.readings import has_blob
 
 IBAN = "iban"
 EMAIL = "email"
-PHONE = "phone"
 SECRET = "secret"  # noqa: S105 (the name of a kind)
 KINDS = (CARD, IBAN, NATIONAL_ID, EMAIL, PHONE, SECRET)
 _EMAIL = re.compile(r"@(?<=[\w.+%'-]@)(?:[\w-]{1,63}+\.){1,8}[^\W\d_]{2,24}")
@@ -24,11 +24,9 @@ _IBAN_LENGTHS = range(15, 35)
 _PHONES = (
     re.compile(r"\+(?<![0-9A-Za-z]\+)[1-9](?:[ ().\-/]{0,3}+[0-9]){7,14}+(?![0-9])"),
     re.compile(r"00(?<![0-9A-Za-z.,+-]00)(?<![0-9] 00)[1-9][0-9](?=[ ().\-/])(?:[ ().\-/]{0,3}+[0-9]){6,12}+(?![0-9])"),
-    re.compile(r"[(2-9](?<![0-9A-Za-z.,+-].)(?:(?<=\()[2-9][0-9]{2}\) ?|(?<!\()[0-9]{2}[.-])[2-9][0-9]{2}[.-][0-9]{4}(?![0-9A-Za-z-])"),
-)  # with +, with 00, as North America writes them
-_PHONE_WORDS = ("phone", "mobil", "tel", "fax", "handy", "whatsapp", "téléphone")
-_CALLED = re.compile(r"\b(?:phone|mobile|mobil|tel(?:ephone)?|fax|handy|telefon|téléphone|whatsapp)\b[^0-9\n]{1,20}"
-                     r"\(?[0-9](?:[ ().\-/]{0,2}[0-9]){6,13}(?![0-9])")  # fmt: skip
+)  # with + and with 00; as North America writes them, they are found among the numbers
+_PHONE_WORDS = ("phone", "mobile", "mobil", "tel", "telefon", "téléphone", "fax", "handy", "whatsapp")
+_CALLED = re.compile(r"(?![a-zà-ÿ])[^0-9\n]{1,20}\(?[0-9](?:[ ().\-/]{0,2}[0-9]){6,13}(?![0-9])")
 _TOKENS = re.compile(
     r"(?<![A-Za-z0-9])(?:"
     r"(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}"  # AWS
@@ -40,6 +38,8 @@ _TOKENS = re.compile(
     r")|(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]{10,}+\.eyJ[A-Za-z0-9_-]{10}"  # JWT
     r"|-----BEGIN [A-Z ]{0,24}PRIVATE KEY"
 )
+_TOKEN_STARTS = ("AKIA", "ASIA", "ABIA", "ACCA", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "xox", "xapp-", "_live_",
+                 "_test_", "sk-", "AIza", "hf_", "npm_", "pypi-", "dop_v1_", "ihk_", "eyJ", "-----B")  # fmt: skip
 _SECRET_WORDS = ("passw", "pwd", "secret", "key", "token")
 _OF_KEY = re.compile(r"(?:api|access|private|auth|account|secret)[_ .-]?$")  # not of every key
 _ASSIGNED = re.compile(r"(?:or[dt]|d)?(?![a-z])[\"'`*\s]{0,4}(?:=>|[:=]|is\b|ist\b)[\"'`*\s]{0,4}([^\s\"'`,;<>{}\[\]]{8,64}+)")
@@ -111,22 +111,29 @@ def _phone(text: str) -> set[str]:
     if any(shape.search(text) for shape in _PHONES):
         return {PHONE}
     small = text.lower()
-    return {PHONE} if any(word in small for word in _PHONE_WORDS) and _CALLED.search(small) else set()
+    return {PHONE} if any(_CALLED.match(small, end) for word in _PHONE_WORDS for end in _ends(small, word)) else set()
+
+
+def _ends(text: str, word: str) -> Iterator[int]:
+    """Where a word ends, wherever it stands: looking for words one after the other is many times as fast as a pattern of them all."""
+    at = text.find(word)
+    while at >= 0:
+        yield at + len(word)
+        at = text.find(word, at + 1)
 
 
 def _secret(text: str) -> set[str]:
-    return {SECRET} if _TOKENS.search(text) or _URL_PASSWORD.search(text) or _assigns_secret(text.lower()) else set()
+    is_token = any(start in text for start in _TOKEN_STARTS) and _TOKENS.search(text)  # looking for all at once is five times slower
+    return {SECRET} if is_token or _URL_PASSWORD.search(text) or _assigns_secret(text.lower()) else set()
 
 
 def _assigns_secret(small: str) -> bool:
     """Whether something that looks made up stands behind a word for a password or key. Takes lower case."""
     for word in _SECRET_WORDS:
-        at = small.find(word)
-        while at >= 0:
-            found = _ASSIGNED.match(small, at + len(word))
-            if found and (word != "key" or _OF_KEY.search(small[max(0, at - 9) : at])) and _is_random(found[1]):
+        for end in _ends(small, word):
+            found = _ASSIGNED.match(small, end)
+            if found and (word != "key" or _OF_KEY.search(small[max(0, end - 12) : end - 3])) and _is_random(found[1]):
                 return True
-            at = small.find(word, at + 1)
     return False
 
 

@@ -9,7 +9,7 @@ import html
 import re
 import unicodedata
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -22,6 +22,7 @@ _OVERLAP_CHARS = 1 << 10  # more than the longest thing that is looked for
 _BINARY_CHARS = 256  # an encoded text of this length that decodes to no text is a file: image, audio, archive, or encrypted
 _BLOB_CHARS = 20  # shorter runs are words
 _ESCAPE = re.compile(r"(?<!\\)\\++(?:u([0-9A-Fa-f]{4})|x([0-9A-Fa-f]{2})|([nrtbf])|)")
+_SIMPLE = (("\\n", "\n"), ('\\"', '"'), ("\\t", "\t"), ("\\r", "\n"), ("\\b", " "), ("\\f", " "), ("\\", ""))
 _CONTROLS = bytes(code for code in range(32) if chr(code) not in "\t\n\r") + b"\x7f"
 _FEW = 8  # signs that are replaced one after the other: faster than looking each letter up
 _FILLERS = "\u115f\u1160\u2800\u3164\uffa0"
@@ -79,6 +80,10 @@ def _plain_sign(sign: str) -> str:
 def unescaped(text: str) -> str:
     r"""The text with JSON's escapes undone at any depth of nesting: `\u0034`, and `\\\u0034` of JSON in a string, are both `4`."""
     if "\\" not in text:
+        return text
+    if "\\\\" not in text and "\\u" not in text and "\\x" not in text:  # as most bodies are
+        for escape, sign in _SIMPLE:
+            text = text.replace(escape, sign)
         return text
     text = _ESCAPE.sub(_plain, text)
     try:
@@ -146,9 +151,8 @@ class _Reader:
         if has_blob(plain.encode("utf-8", "replace")):
             unwrapped = _WRAP.sub("", plain)
             if unwrapped != plain:
-                blobs += _BLOB.findall(_BLOB.sub(self._without_files, unwrapped))
-            plain = _BLOB.sub(self._without_files, plain)
-            blobs += _BLOB.findall(plain)
+                _BLOB.sub(partial(self._without_files, blobs), unwrapped)
+            plain = _BLOB.sub(partial(self._without_files, blobs), plain)
         yield from self._pieces(plain)
         if "%" in plain and _PERCENT.search(plain):
             yield from self._pieces(normalised(unquote(plain, errors="replace")))
@@ -161,9 +165,10 @@ class _Reader:
             for inner in _texts_in(blob):
                 yield from self.read(inner, depth + 1)
 
-    def _without_files(self, found: re.Match[str]) -> str:
-        """Long encodings that are no text are cut out: looking for words in an image takes seconds and finds none."""
+    def _without_files(self, blobs: list[str], found: re.Match[str]) -> str:
+        """Collects encodings. Long ones that are no text are cut out: looking for words in an image takes seconds and finds none."""
         if len(found[0]) < _BINARY_CHARS or _is_text(found[0]):
+            blobs.append(found[0])
             return found[0]
         self.has_unread = True
         return ""
