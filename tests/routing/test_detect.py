@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import random
+from pathlib import Path
 
 import canaries
 import pytest
@@ -244,3 +245,13 @@ def test_sixteen_mebibytes_of_digits_are_read():
 def test_a_large_random_file_is_no_personal_data():
     """Noise of four mebibytes holds no address by accident."""
     assert kinds(base64.b64encode(os.urandom(4 << 20)).decode()) == {UNREAD}
+
+
+def test_ordinary_text_is_let_be():
+    """Of the 900 requests of the eval suites those are flagged that give a telephone number, and no others: no false alarm."""
+    suites = Path(__file__).parents[2] / "evals" / "suites"
+    asked = [json.loads(line)["messages"] for file in suites.glob("*/cases.jsonl") for line in file.read_text().splitlines()]
+    assert len(asked) == 900
+    flagged = [(messages, found) for messages in asked if (found := find(json.dumps({"messages": messages}).encode()))]
+    assert {found for _, found in flagged} == {frozenset(["phone"])}
+    assert len(flagged) == sum("phone number to 555" in str(messages) for messages in asked) == 12
