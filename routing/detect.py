@@ -17,6 +17,7 @@ UNREAD = "unread"  # media, archives, token ids, or encoded deeper than is decod
 FAILED = "failed"  # a detector raised: nothing is known, so the highest class
 KINDS = (*PATTERN_KINDS, UNREAD)
 NOTHING: frozenset[str] = frozenset()
+_TEXT_KEY = re.compile(rb'"text"\s*:')
 _PERCENT = re.compile(rb"%[0-9A-Fa-f]{2}")
 _DATE = re.compile(rb"[12](?<![0-9A-Za-z.+/_-][12])(?:(?<=1)9|(?<=2)0)[0-9]{2}-[01][0-9]-[0-3][0-9](?![0-9A-SU-Za-z/_-])")  # common
 _LOG = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ def is_clean(body: bytes) -> bool:
         return False
     if has_secret_word(folded) or has_blob(body):
         return False
-    if b'text"' in body and body.count(b'text"') > 3:  # a message in parts may have a value cut in two
+    if b'"text"' in body and len(_TEXT_KEY.findall(body)) > 1:  # a message in parts may have a value cut in two
         return False
     return body.isascii() or not body.translate(None, _PLAIN)
 

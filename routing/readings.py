@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import msgspec
@@ -20,15 +20,16 @@ _READ_CHARS = 4 << 20  # read in one body, at up to 1.3 s for each million; what
 _PIECE_CHARS = 1 << 16  # a pattern that looks through more holds Python's lock for too long
 _OVERLAP_CHARS = 1 << 10  # more than the longest thing that is looked for
 _BINARY_CHARS = 256  # an encoded text of this length that decodes to no text is a file: image, audio, archive, or encrypted
+_DIGITS = 10  # different signs that a long number has
 _BLOB_CHARS = 20  # shorter runs are words
 _ESCAPE = re.compile(r"(?<!\\)\\++(?:u([0-9A-Fa-f]{4})|x([0-9A-Fa-f]{2})|([nrtbf])|)")
-_SIMPLE = (("\\n", "\n"), ('\\"', '"'), ("\\t", "\t"), ("\\r", "\n"), ("\\b", " "), ("\\f", " "), ("\\", ""))
+_SIMPLE = (("\\n", "\n"), ('\\"', '"'), ("\\t", "\t"), ("\\r", ""), ("\\b", " "), ("\\f", " "), ("\\", ""))
 _CONTROLS = bytes(code for code in range(32) if chr(code) not in "\t\n\r") + b"\x7f"
 _FEW = 8  # signs that are replaced one after the other: faster than looking each letter up
 _FILLERS = "\u115f\u1160\u2800\u3164\uffa0"
 _DASHES = "\u058a\u05be\u1806\u2010\u2011\u2012\u2013\u2014\u2015\u2043\u207b\u2212\u2e3a\u2e3b\u301c\u3030\ufe58\ufe63"
 _DOTS = "\u00b7\u2022\u2024\u2027\u2219\u22c5\u3002\u30fb"
-_WRAP = re.compile(r"\n(?<=[A-Za-z0-9+/]{60}\n)(?=[A-Za-z0-9+/])")  # lines of one encoded text
+_LINES = re.compile(r"[A-Za-z0-9+/](?<![A-Za-z0-9+/]{2})[A-Za-z0-9+/]{59,}+\n(?:[A-Za-z0-9+/]{60,}+\n)*+[A-Za-z0-9+/]*+")  # one encoding
 _BLOB = re.compile(rf"[A-Za-z0-9+/_-]{{{_BLOB_CHARS},}}+")
 _HEX = re.compile(r"(?:[0-9A-Fa-f]{2})++")
 _TOKEN_IDS = re.compile(r'"(?:prompt|input|prompt_token_ids|inputs|token_ids)"\s{0,9}:\s{0,9}(?:\[\s{0,9}){1,2}[0-9]')
@@ -96,7 +97,7 @@ def unescaped(text: str) -> str:
 def _plain(found: re.Match[str]) -> str:
     if code := found[1] or found[2]:
         return chr(int(code, 16))
-    return {"n": "\n", "r": "\n", "t": "\t"}.get(found[3] or "", "" if not found[3] else " ")
+    return {"n": "\n", "t": "\t", "b": " ", "f": " "}.get(found[3] or "", "")
 
 
 def joined_parts(body: bytes) -> str:
@@ -121,7 +122,7 @@ def joined_parts(body: bytes) -> str:
 
 def form_text(body: bytes) -> str:
     """The text in a form: headers, fields, and what of its files is text."""
-    return "\n".join(text for part in body.split(b"\r\n\r\n") for text in _text(part))
+    return "\n".join(one.text for part in body.split(b"\r\n\r\n") for one in _said(part))
 
 
 def holds_token_ids(text: str) -> bool:
@@ -146,32 +147,43 @@ class _Reader:
         self._left = _READ_CHARS
 
     def read(self, text: str, depth: int) -> Iterator[str]:
-        plain = normalised(unescaped(text))
+        if self._left <= 0:
+            self.has_unread = True
+            return
         blobs: list[str] = []
+        cut = partial(self._without_files, blobs)
+        if len(text) > _READ_CHARS:  # a large file must not push out the words beside it, and the rest need not be prepared
+            text = _BLOB.sub(cut, text)
+            self.has_unread = self.has_unread or len(text) > _READ_CHARS
+            text = text[:_READ_CHARS]
+        plain = normalised(unescaped(text))
         if has_blob(plain.encode("utf-8", "replace")):
-            unwrapped = _WRAP.sub("", plain)
-            if unwrapped != plain:
-                _BLOB.sub(partial(self._without_files, blobs), unwrapped)
-            plain = _BLOB.sub(partial(self._without_files, blobs), plain)
+            plain = _BLOB.sub(cut, _LINES.sub(cut, plain))
         yield from self._pieces(plain)
         if "%" in plain and _PERCENT.search(plain):
             yield from self._pieces(normalised(unquote(plain, errors="replace")))
         if "&" in plain and (other := html.unescape(plain)) != plain:
             yield from self._pieces(normalised(other))
         for blob in blobs:
-            if depth == _DEPTH:
+            said = list(_texts_in(blob))
+            is_whole = any(one.is_whole for one in said)
+            if depth == _DEPTH or (len(blob) >= _BINARY_CHARS and not is_whole):
                 self.has_unread = True
-                return
-            for inner in _texts_in(blob):
-                yield from self.read(inner, depth + 1)
+            if depth < _DEPTH:
+                for one in said:
+                    yield from self.read(one.text, depth + 1)
 
     def _without_files(self, blobs: list[str], found: re.Match[str]) -> str:
         """Collects encodings. Long ones that are no text are cut out: looking for words in an image takes seconds and finds none."""
-        if len(found[0]) < _BINARY_CHARS or _is_text(found[0]):
-            blobs.append(found[0])
-            return found[0]
-        self.has_unread = True
-        return ""
+        blob = found[0].replace("\n", "")
+        if len(blob) >= _BINARY_CHARS:
+            if len(set(blob)) <= _DIGITS:  # a ruler, or a number
+                return found[0]
+            if not any(len(one.text) > _BINARY_CHARS // 4 for one in _texts_in(blob[:_BINARY_CHARS])):
+                self.has_unread = True
+                return ""
+        blobs.append(blob)
+        return found[0]
 
     def _pieces(self, text: str) -> Iterator[str]:
         if len(text) > self._left:
@@ -185,37 +197,38 @@ class _Reader:
             yield text[start : start + _PIECE_CHARS]
 
 
-def _is_text(blob: str) -> bool:
-    """Whether an encoding starts with text, wherever its first letter is."""
-    return any(len(text) > _BINARY_CHARS // 4 for text in _texts_in(blob[:_BINARY_CHARS]))
+class _Said(NamedTuple):
+    """What an encoding says. `is_whole` says that there is nothing but text in it."""
+
+    text: str
+    is_whole: bool
 
 
-def _texts_in(blob: str) -> Iterator[str]:
+def _texts_in(blob: str) -> Iterator[_Said]:
     """What an encoded text says, wherever its first letter is; nothing where it says nothing readable."""
     if _HEX.fullmatch(blob):
-        yield from _text(bytes.fromhex(blob))
+        yield from _said(bytes.fromhex(blob))
     standard = blob.translate(_URL_SAFE)
     for start in range(4):
-        whole = standard[start:]
-        padded = whole[: len(whole) // 4 * 4] if len(whole) % 4 == 1 else whole + "=" * (-len(whole) % 4)
-        said = list(_text(binascii.a2b_base64(padded)))
-        yield from said
-        if said and start == 0 and len(said[0]) >= len(blob) // 2:
-            return
+        encoded = standard[start:]
+        padded = encoded[: len(encoded) // 4 * 4] if len(encoded) % 4 == 1 else encoded + "=" * (-len(encoded) % 4)
+        for one in _said(binascii.a2b_base64(padded)):
+            yield one
+            if one.is_whole and start == 0:
+                return
 
 
-def _text(data: bytes) -> Iterator[str]:
+def _said(data: bytes) -> Iterator[_Said]:
     data = data.replace(b"\0", b"")  # UTF-16 of plain text
-    try:
-        text = data.decode()
-        if _PRINTABLE.fullmatch(data):
-            yield text
+    if _PRINTABLE.fullmatch(data):
+        try:
+            yield _Said(data.decode(), is_whole=True)
             return
-    except UnicodeDecodeError:
-        pass
+        except UnicodeDecodeError:
+            pass
     runs = _ASCII_RUN.findall(data)
     if runs:
-        yield b"\n".join(runs).decode()
+        yield _Said(b"\n".join(runs).decode(), is_whole=False)
 
 
 __all__ = ["Unread", "form_text", "has_blob", "holds_token_ids", "joined_parts", "normalised", "readings", "unescaped"]

@@ -147,6 +147,26 @@ def test_files_that_cannot_be_read_are_unread():
     assert kinds(noise.hex()) == {UNREAD}
 
 
+def test_a_file_that_starts_with_text_is_unread():
+    """A PDF opens with words; what it says is compressed and comes later."""
+    pdf = b"%PDF-1.7\n1 0 obj << /Type /Catalog /Pages 2 0 R >> endobj 2 0 obj << /Type /Pages /Kids [3 0 R] /Count 1 >> endobj "
+    pdf += b"4 0 obj << /Filter /FlateDecode >> stream\n" + random.Random(1).randbytes(3000)
+    pdf += b"\nendstream endobj mail ann@example.com"
+    assert kinds(base64.b64encode(pdf).decode()) == {UNREAD, "email"}
+    assert kinds(base64.encodebytes(pdf).decode()) == {UNREAD, "email"}
+
+
+def test_long_lines_of_one_sign_are_no_files():
+    """A ruler or a long number decodes to something, and is nothing."""
+    assert kinds("-" * 500 + "\n" + "_" * 500 + "\n" + "0123456789" * 50) == frozenset()
+
+
+def test_parts_without_a_type_are_joined():
+    """Engines tell a part's type from its keys, so a value cut over two of them is found."""
+    assert kinds([{"text": "4111 1111 11"}, {"text": "11 1111"}]) == {"card"}
+    assert is_clean(body([{"type": "text", "text": "4111 1111 11"}]).replace(b"4111 1111 11", b"one part"))
+
+
 def test_a_value_beside_a_file_is_found():
     """A file that can't be read hides nothing else."""
     noise = base64.b64encode(random.Random(1).randbytes(200_000)).decode()
@@ -155,6 +175,8 @@ def test_a_value_beside_a_file_is_found():
 
 def test_a_value_across_pieces_is_found():
     """Long texts are read in pieces that overlap: a value is found wherever it is."""
+    noise = base64.b64encode(random.Random(1).randbytes(4 << 20)).decode()
+    assert kinds(f"{noise} 4111 1111 1111 1111") == {"card", UNREAD}
     for at in (65_400, 65_530, 65_536, 130_000):
         assert kinds("word " * (at // 5) + "4111 1111 1111 1111" + " word" * 20_000) == {"card"}
 
@@ -237,9 +259,9 @@ def test_hostile_bodies_are_read_in_linear_time(piece):
 
 
 def test_sixteen_mebibytes_of_digits_are_read():
-    """The largest body a router takes, in one run of digits and in many."""
-    for piece in (b"7", b"7 "):
-        assert find(b'{"model":"a","x":"' + piece * ((16 << 20) // len(piece)) + b'"}') == {UNREAD}
+    """The largest body that a router takes is looked at as far as it is read."""
+    assert find(b'{"model":"a","x":"' + b"7 " * (8 << 20) + b'"}') == {UNREAD}
+    assert find(b'{"model":"a","x":"' + b"7" * (16 << 20) + b'"}') == {UNREAD}
 
 
 def test_a_large_random_file_is_no_personal_data():
