@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from routing.classes import CLASSES, ONPREM, ZONES, DataClass, Detected, Zone, check_classes, check_reach
 from serving.catalog import Catalog, ConfigError, Document, Model, nearest
 
 SHIPPED = Path(__file__).parent / "routes.yaml"
@@ -41,6 +42,7 @@ class Cell(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     name: str
     url: str
+    zone: str = ONPREM
 
 
 class Auto(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -72,7 +74,12 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class Routes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The whole file. `default_task` takes what `auto` is not sure about. No `cells` means the one on this machine."""
+    """The whole file. `default_task` takes what `auto` is not sure about. No `cells` means the one on this machine.
+
+    `data_classes` go from the least to the most sensitive; a request of which nobody says or finds anything has the `default_class`.
+    `presidio` is the language in which that detector is asked, none where it is empty. A request that offers a model one of the
+    `risky_tools` needs a person's approval. `policies` is a folder of Cedar files beside this file; empty means the shipped ones.
+    """
 
     default_task: str
     tasks: tuple[Task, ...]
@@ -80,6 +87,13 @@ class Routes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     auto: Auto = Auto()
     limits: Limits = Limits()
     media_domains: tuple[str, ...] = ()
+    zones: tuple[Zone, ...] = ZONES
+    data_classes: tuple[DataClass, ...] = CLASSES
+    default_class: str = "internal"
+    detected: Detected = Detected()
+    presidio: str = ""
+    risky_tools: tuple[str, ...] = ()
+    policies: str = ""
 
 
 class Site(NamedTuple):
@@ -114,7 +128,10 @@ def read_site(routes_path: Path, catalog: Catalog, *, models_port: int = MODELS_
         raise document.error("$.default_task", f"no task `{routes.default_task}`{nearest(routes.default_task, tasks)}")
     _check_cells(document, routes)
     _check_numbers(document, routes)
-    return Site(routes, tasks, models, routes.cells or (Cell(name="local", url=f"http://127.0.0.1:{models_port}"),))
+    cells = routes.cells or (Cell(name="local", url=f"http://127.0.0.1:{models_port}"),)
+    check_classes(document, routes, [(f"$.cells[{i}].zone", cell.zone) for i, cell in enumerate(routes.cells)])
+    check_reach(document, routes, {name: {cell.zone for cell in cells} for name in tasks})  # every cell hosts every model
+    return Site(routes, tasks, models, cells)
 
 
 def _check_task(document: Document, i: int, task: Task, models: dict[str, Model]) -> None:
