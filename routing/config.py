@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from routing.budgets import budgets_of
 from serving.catalog import Catalog, ConfigError, Document, Model, nearest
 
 SHIPPED = Path(__file__).parent / "routes.yaml"
@@ -27,13 +28,17 @@ class Candidate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A kind of work with a name. `examples` are what callers write; they teach `auto` to recognise it."""
+    """A kind of work with a name. `examples` are what callers write; they teach `auto` to recognise it.
+
+    `budgets` are what all callers together may use of it, as in `100usd/day`.
+    """
 
     name: str
     description: str = ""
     examples: tuple[str, ...] = ()
     candidates: tuple[Candidate, ...]
     fallbacks: tuple[str, ...] = ()
+    budgets: tuple[str, ...] = ()
 
 
 class Cell(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -127,6 +132,10 @@ def _check_task(document: Document, i: int, task: Task, models: dict[str, Model]
     for where, name in named:
         if name not in models:
             raise document.error(where, f"no model `{name}` in the catalog{nearest(name, models)}")
+    try:
+        budgets_of(task.budgets)
+    except ValueError as error:
+        raise document.error(f"{at}.budgets", str(error)) from error
     if any(not example.strip() for example in task.examples):
         raise document.error(f"{at}.examples", "an example is empty; write what a caller would")
 

@@ -113,7 +113,7 @@ class Purse:
         """The hold, where this worker's allotments suffice for the worst case; else None, and `reserve` asks further."""
         if self._now() > self._valid_until and ask.accounts:
             return None
-        worst = ask.price.charge(ask.prompt_tokens, ask.max_tokens)
+        worst = ask.price.charge(ask.prompt_tokens, ask.max_tokens * ask.answers)  # not `worst`: a call less
         for account in ask.accounts:
             if account.have - account.used < worst[account.unit]:
                 return None
@@ -269,7 +269,7 @@ class Purse:
                 self._waiting.append(one._replace(want=want_of(ask, one.want.least)))
             return
         if grant.tokens >= one.want.least:
-            worst = ask.price.charge(ask.prompt_tokens, grant.tokens)
+            worst = ask.worst(grant.tokens)
             for account in ask.accounts:
                 account.used += worst[account.unit]
             hold = Hold(self._dirty, ask, grant.tokens, worst)
@@ -299,7 +299,7 @@ def _refusal(refused: _Refused, ask: Ask) -> Refusal:
     """The refusal in words: whose budget, what is left of it, what was asked, when it renews."""
     standing, budget = refused.standing, _budget(refused.standing)
     key = standing.key
-    needs = ask.price.charge(ask.prompt_tokens, min(1, ask.max_tokens))[UNITS.index(key.unit)]
+    needs = ask.worst(min(1, ask.max_tokens))[UNITS.index(key.unit)]
     whose = f"{key.kind} `{key.scope}`"
     renews = renews_at(key.every, refused.now)
     if budget.unit == "concurrent":
