@@ -27,8 +27,7 @@ _FORM_FIELD = re.compile(rb'name="(model|stream)"\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\
 class Endpoint(NamedTuple):
     """A path that callers may POST to: whose dialect it speaks, whether `usage` must be asked for, whether it is a form.
 
-    `media_lists` says that it takes lists of URLs, under keys that do not say so. `most` are the keys by which a caller says how many
-    tokens may be written, the first where none is there; empty where nothing is written. `is_free` says that no model is run for it.
+    `media_lists` says that it takes lists of URLs, under keys that do not say so.
     """
 
     path: str
@@ -36,30 +35,27 @@ class Endpoint(NamedTuple):
     usage_on_request: bool = False
     form: bool = False
     media_lists: bool = False
-    most: tuple[str, ...] = ()
-    is_free: bool = False
 
 
 ENDPOINTS = {
     endpoint.path: endpoint
     for endpoint in (
-        Endpoint("/v1/chat/completions", usage_on_request=True, most=("max_completion_tokens", "max_tokens")),
-        Endpoint("/v1/chat/completions/batch", most=("max_completion_tokens", "max_tokens")),
-        Endpoint("/v1/completions", usage_on_request=True, most=("max_tokens",)),
-        Endpoint("/v1/messages", "anthropic", most=("max_tokens",)),
-        Endpoint("/v1/messages/count_tokens", "anthropic", is_free=True),
-        Endpoint("/v1/responses", "responses", most=("max_output_tokens",)),
+        Endpoint("/v1/chat/completions", usage_on_request=True),
+        Endpoint("/v1/completions", usage_on_request=True),
+        Endpoint("/v1/messages", "anthropic"),
+        Endpoint("/v1/messages/count_tokens", "anthropic"),
+        Endpoint("/v1/responses", "responses"),
         *(
-            Endpoint(f"/v1/{name}", is_free=True)
+            Endpoint(f"/v1/{name}")
             for name in (
-                "chat/completions/render", "chat/completions/derender", "completions/render", "completions/derender", "responses/render",
+                "chat/completions/batch", "chat/completions/render", "chat/completions/derender", "completions/render",
+                "completions/derender", "responses/render", "embeddings", "rerank", "score",
             )
         ),
-        *(Endpoint(f"/v1/{name}") for name in ("embeddings", "rerank", "score")),
         Endpoint("/v1/systemone", media_lists=True),
-        Endpoint("/v1/messages/render", "anthropic", is_free=True),
-        Endpoint("/v1/audio/transcriptions", form=True, most=("max_completion_tokens",)),
-        Endpoint("/v1/audio/translations", form=True, most=("max_completion_tokens",)),
+        Endpoint("/v1/messages/render", "anthropic"),
+        Endpoint("/v1/audio/transcriptions", form=True),
+        Endpoint("/v1/audio/translations", form=True),
     )
 }  # fmt: skip
 
@@ -72,68 +68,35 @@ class _Head(msgspec.Struct):
     model: str | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    max_output_tokens: int | None = None
-    n: int | None = None
-    best_of: int | None = None
-
-
-class _Many(msgspec.Struct):
-    prompt: msgspec.Raw = msgspec.Raw(b"null")
-    messages: msgspec.Raw = msgspec.Raw(b"null")
 
 
 _decode_head = msgspec.json.Decoder(_Head).decode
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_decode_many = msgspec.json.Decoder(_Many).decode
-_decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_any = msgspec.json.Decoder().decode
 
 
 class Asked(msgspec.Struct, frozen=True, gc=False):
-    """A request that made sense. `model` is the caller's word: `auto`, `task/<name>` or a model's name.
-
-    `most` is how many tokens may be written for each of `choices` answers to each prompt; None where the caller says nothing.
-    """
+    """A request that made sense. `model` is the caller's word: `auto`, `task/<name>` or a model's name."""
 
     endpoint: Endpoint
     model: str
     stream: bool
     wants_usage: bool
     body: bytes
-    most: int | None = None
-    choices: int = 1
 
-    def for_model(self, name: str, most: int | None = None) -> bytes:
-        """The body that goes to a model: the caller's bytes, with the name, the wish for usage and, where `most` is given, the number of
-        tokens that may be written changed where they must be."""
+    def for_model(self, name: str) -> bytes:
+        """The body that goes to a model: the caller's bytes, with only the name and the wish for usage changed where they must be."""
         if self.endpoint.form:
             return self.body if name == self.model else _form_for_model(self.body, name)
         ask_usage = self.stream and self.endpoint.usage_on_request and not self.wants_usage
-        if name == self.model and not ask_usage and most is None:
+        if name == self.model and not ask_usage:
             return self.body
         fields = _decode_fields(self.body)
         fields["model"] = msgspec.Raw(msgspec.json.encode(name))
         if ask_usage:
             options = _decode_any(fields["stream_options"]) if "stream_options" in fields else None
             fields["stream_options"] = msgspec.Raw(msgspec.json.encode({**(options or {}), "include_usage": True}))
-        if most is not None:
-            key = next((key for key in self.endpoint.most if fields.get(key, b"null") != b"null"), self.endpoint.most[0])
-            fields[key] = msgspec.Raw(b"%d" % most)
         return msgspec.json.encode(fields)
-
-    def answers(self) -> int:
-        """How many answers may be written in all: to every prompt that the body holds, so many choices each."""
-        if self.endpoint.form or not self.endpoint.most:
-            return 1
-        many = _decode_many(self.body)
-        prompts = 1
-        for raw in (many.prompt, many.messages):
-            if raw[:1] == b"[":
-                first = (entries := _decode_list(raw)) and bytes(entries[0])[:1]
-                prompts = max(prompts, len(entries) if first in (b'"', b"[") else 1)  # else token ids, or messages of one conversation
-        return prompts * self.choices
 
     def text(self) -> str:
         """What the person wrote last, for the classifier; empty where there is nothing to read."""
@@ -164,13 +127,7 @@ def read_asked(endpoint: Endpoint, body: bytes, *, json_depth: int, media_domain
     ):
         _check_media(_whole(body), media_domains)
     options = head.stream_options
-    most = head.max_completion_tokens if head.max_completion_tokens is not None else head.max_tokens
-    if endpoint.dialect == "responses":
-        most = head.max_output_tokens
-    choices = max(head.n or 1, head.best_of or 1)
-    if (most is not None and most < 0) or choices > 10_000:
-        raise BadRequest("`max_tokens` must not be negative, and `n` is at most 10,000", param="max_tokens")
-    return Asked(endpoint, head.model, bool(head.stream), bool(options and options.include_usage), body, most, choices)
+    return Asked(endpoint, head.model, bool(head.stream), bool(options and options.include_usage), body)
 
 
 def _whole(body: bytes) -> dict[str, Any]:
