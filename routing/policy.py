@@ -51,7 +51,7 @@ class Verdict(NamedTuple):
     code: str = Denied.code
 
     def refusal(self) -> Denied:
-        """The refusal that a caller gets."""
+        """The refusal that a caller gets; of an `ask`, where nobody is asked."""
         return Denied(f"policy {' and '.join(f'`{rule}`' for rule in self.rules) or 'error'}: {self.says}", code=self.code)
 
 
@@ -97,7 +97,7 @@ class Policy:
         if liftable:
             lifted, reasons = self._ask_cedar(about._replace(approved=True), model, zone)
             if lifted:
-                return Verdict("ask", tuple(rule.id for rule in liftable), liftable[0].says)
+                return Verdict("ask", tuple(rule.id for rule in liftable), liftable[0].says, "approval_required")
         if reasons is None:
             return Verdict("refuse", (), "the policies could not be evaluated; the router's log says why")
         final = reasons or [rule for rule in self.rules.values() if rule.permits]

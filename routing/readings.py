@@ -101,13 +101,12 @@ def _plain(found: re.Match[str]) -> str:
 
 
 def joined_parts(body: bytes) -> str:
-    """The texts of messages that come in several parts, each message's put together without a gap: a value may be cut in two."""
-    try:
-        document = _decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return ""
+    """The texts of messages that come in several parts, each message's put together without a gap: a value may be cut in two.
+
+    Raises `msgspec.DecodeError` for what is no JSON, and for numbers beyond any float, which other readers take.
+    """
     found = []
-    todo: list[Any] = [document]
+    todo: list[Any] = [_decode(body)]
     while todo:
         value = todo.pop()
         if isinstance(value, list):

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import inhouse
+from routing.config import SHIPPED as SHIPPED_ROUTES
 from routing.config import ConfigError, DataClass, Routes, Zone
 from routing.offers import risky_tools_in
 from routing.policy import SHIPPED, About, load, may_leave
@@ -37,7 +38,7 @@ def test_each_shipped_policy_is_needed(file, folder, tmp_path):
     """Without any one of the five, cases of the table go wrong: none is there for show, and the table can fail."""
     (folder / file.name).unlink()
     routes = tmp_path / "routes.yaml"
-    routes.write_text(Path("routing/routes.yaml").read_text() + "policies: policies\n")
+    routes.write_text(SHIPPED_ROUTES.read_text() + "policies: policies\n")
     result = CliRunner().invoke(inhouse.main, ["policy", "test", "--json"], env={"INHOUSE_ROUTES": str(routes)})
     assert result.exit_code == 1
     assert [row["name"] for row in json.loads(result.output) if not row["right"]]
@@ -175,6 +176,7 @@ def test_a_refusal_says_which_policy_and_why():
     assert (refusal.status, refusal.code) == (403, "residency")
     assert refusal.message.startswith("policy `zones` and `inside`: data of this class may not go")
     assert POLICY.decide(ABOUT._replace(tasks=frozenset()), "m", "onprem").refusal().code == "access_denied"
+    assert POLICY.decide(ABOUT._replace(risky_tools=frozenset("x")), "m", "onprem").refusal().code == "approval_required"
 
 
 def test_what_a_model_says_decides_nothing():
@@ -218,7 +220,7 @@ def test_the_command_tells_what_is_wrong(tmp_path):
     table.write_text("cases:\n  - {name: x, expect: maybe}\n")
     assert "Error: " in CliRunner().invoke(inhouse.main, ["policy", "test", str(table)]).output
     routes = tmp_path / "routes.yaml"
-    routes.write_text(Path("routing/routes.yaml").read_text() + "policies: none\n")
+    routes.write_text(SHIPPED_ROUTES.read_text() + "policies: none\n")
     for command in (["policy", "show"], ["check", "--home", str(tmp_path)]):
         result = CliRunner().invoke(inhouse.main, command, env={"INHOUSE_ROUTES": str(routes)})
         assert (result.exit_code, result.output.count("\n")) == (1, 1)

@@ -5,8 +5,8 @@ import canaries
 from routing.config import SHIPPED, read_site
 from routing.detect import NOTHING, find
 from routing.labels import Ladder, class_of
-from routing.policy import About, load, may_leave
 from routing.policy import SHIPPED as POLICIES
+from routing.policy import About, load, may_leave
 from serving.catalog import read_catalog
 
 ROUTES = read_site(SHIPPED, read_catalog()).routes
