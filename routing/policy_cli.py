@@ -12,7 +12,7 @@ from routing.cli import HOME, JSON, print_table, settings_for, site_of
 
 if TYPE_CHECKING:
     from routing.policy import Policy
-    from routing.server import Settings
+    from routing.settings import Settings
 
 
 class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
