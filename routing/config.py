@@ -162,7 +162,9 @@ def read_site(routes_path: Path, catalog: Catalog, *, models_port: int = MODELS_
     _check_cells(document, routes)
     _check_numbers(document, routes)
     cells = routes.cells or (Cell(name="local", url=f"http://127.0.0.1:{models_port}"),)
-    check_classes(document, routes, [(f"$.cells[{i}].zone", cell.zone) for i, cell in enumerate(routes.cells)])
+    check_classes(document, routes, zones_used=[(f"$.cells[{i}].zone", cell.zone) for i, cell in enumerate(routes.cells)],
+                  classes_used=[(f"$.oidc.grants[{i}].{key}", name) for i, grant in enumerate(routes.oidc.grants if routes.oidc else ())
+                                for key in ("default_class", "max_class") if (name := getattr(grant, key))])  # fmt: skip
     check_reach(document, routes, {name: {cell.zone for cell in cells} for name in tasks})  # every cell hosts every model
     if routes.oidc is not None:
         _check_oidc(document, routes.oidc, tasks, models)
