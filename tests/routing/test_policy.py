@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from click.testing import CliRunner
@@ -14,7 +15,7 @@ import inhouse
 from routing.config import SHIPPED as SHIPPED_ROUTES
 from routing.config import ConfigError, DataClass, Routes, Zone
 from routing.offers import risky_tools_in
-from routing.policy import SHIPPED, About, load, may_leave
+from routing.policy import SHIPPED, About, load, may_leave, permitted
 
 ROUTES = Routes(default_task="t", tasks=(), zones=(Zone(name="onprem", teams=("*",)), Zone(name="hosted", teams=("research",))))
 POLICY = load(SHIPPED, ROUTES)
@@ -71,6 +72,21 @@ def test_a_remembered_decision_is_the_decision(about, model, zone):
     assert POLICY.decide(about, model, zone) == POLICY.decide(about, model, zone) == fresh
 
 
+class Place(NamedTuple):
+    model: str
+    zone: str
+
+
+@given(about=abouts, places=st.lists(st.builds(Place, st.sampled_from(["m", "n"]), zones), max_size=4))
+def test_only_targets_that_bytes_may_leave_for_are_tried(about, places):
+    """What is left to choose from is what the door would let through, in order; where nothing is, the mildest verdict says why."""
+    found, verdict = permitted(POLICY, about, places)
+    assert found == [place for place in places if may_leave(POLICY, about, model=place.model, zone=place.zone)]
+    outcomes = {POLICY.decide(about, place.model, place.zone).outcome for place in places}
+    assert verdict.outcome == ("allow" if found else "ask" if "ask" in outcomes else "refuse")
+    assert found or verdict.says
+
+
 def test_the_memory_is_bounded():
     """However many callers ask, no more than 16,384 decisions are kept, and forgetting changes none."""
     policy = load(SHIPPED, ROUTES)
@@ -89,6 +105,8 @@ def test_a_policy_that_forgets_zones_does_not_open_them(folder):
     assert policy.decide(about, "m", "hosted").outcome == "allow"
     assert not may_leave(policy, about, model="m", zone="hosted")
     assert may_leave(policy, about, model="m", zone="onprem")
+    found, verdict = permitted(policy, about, [Place("m", "hosted")])
+    assert (found, verdict.outcome, verdict.code) == ([], "refuse", "residency")
 
 
 def test_a_policy_that_asks_for_what_is_missing_denies(folder, caplog):
