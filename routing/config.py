@@ -184,12 +184,7 @@ def read_site(routes_path: Path, catalog: Catalog, *, models_port: int = MODELS_
     _check_places(document, routes)
     _check_numbers(document, routes)
     cells = routes.cells or (Cell(name="local", url=f"http://127.0.0.1:{models_port}"),)
-    used = [(f"$.cells[{i}].zone", cell.zone) for i, cell in enumerate(routes.cells)]
-    used += [(f"$.providers[{i}].zone", provider.zone) for i, provider in enumerate(routes.providers)]
-    check_classes(document, routes, used)
-    ours = {cell.zone for cell in cells}  # every cell hosts every model
-    check_reach(document, routes, {name: set().union(*({hosted[model].provider.zone} if model in hosted else ours
-                                                       for model in task.models())) for name, task in tasks.items()})  # fmt: skip
+    _check_labels(document, routes, tasks, hosted, {cell.zone for cell in cells})
     if routes.oidc is not None:
         _check_oidc(document, routes.oidc, tasks, {**models, **hosted})
     version = hashlib.sha256(routes_path.read_bytes() + msgspec.json.encode(catalog)).hexdigest()[:12]
@@ -213,6 +208,17 @@ def _check_task(document: Document, i: int, task: Task, models: Collection[str])
         raise document.error(f"{at}.budgets", str(error)) from error
     if any(not example.strip() for example in task.examples):
         raise document.error(f"{at}.examples", "an example is empty; write what a caller would")
+
+
+def _check_labels(document: Document, routes: Routes, tasks: dict[str, Task], hosted: dict[str, Hosted], ours: set[str]) -> None:
+    """Zones and classes are known, and every class can be answered somewhere. `ours` are the zones of the cells, which host all models."""
+    zones = [(f"$.{key}[{i}].zone", zone) for key, many in (("cells", [cell.zone for cell in routes.cells]),
+             ("providers", [provider.zone for provider in routes.providers])) for i, zone in enumerate(many)]  # fmt: skip
+    classes = [(f"$.oidc.grants[{i}].{key}", name) for i, grant in enumerate(routes.oidc.grants if routes.oidc else ())
+               for key in ("default_class", "max_class") if (name := getattr(grant, key))]  # fmt: skip
+    check_classes(document, routes, zones_used=zones, classes_used=classes)
+    reach = {name: [{hosted[model].provider.zone} if model in hosted else ours for model in task.models()] for name, task in tasks.items()}
+    check_reach(document, routes, {name: set().union(*those) for name, those in reach.items()})
 
 
 def _check_places(document: Document, routes: Routes) -> None:
