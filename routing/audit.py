@@ -107,7 +107,12 @@ def read_line(key: bytes, line: bytes) -> Line | None:
 def write_line(key: bytes, head: Head, entry: Entry) -> tuple[Head, bytes]:
     """The line after `head`, with its end, and the new head."""
     fields = {"n": head.n + 1, "prev": head.mac, **{name: value for name, value in entry._asdict().items() if value != ""}}
-    body = msgspec.json.encode(fields)
+    try:
+        body = msgspec.json.encode(fields)
+    except ValueError:  # half of a surrogate pair: no JSON can carry it, and one such entry must not keep all others waiting
+        fields = {name: value.encode("ascii", "backslashreplace").decode() if isinstance(value, str) else value
+                  for name, value in fields.items()}  # fmt: skip
+        body = msgspec.json.encode(fields)
     mac = seal(key, body)
     return Head(head.n + 1, mac), b'%b,"mac":"%b"}\n' % (body[:-1], mac.encode())
 

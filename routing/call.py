@@ -6,6 +6,7 @@ import msgspec
 
 from routing.keys import Caller
 from routing.ledger import Row
+from routing.policy import About
 from routing.request import Asked, Endpoint
 from routing.runbook import Run
 from routing.stream import Tokens
@@ -31,6 +32,9 @@ class Call(msgspec.Struct, kw_only=True):
     data_class: str = ""
     policy_hash: str = ""
     config_version: str = ""
+    about: About | None = None
+    warning: str = ""  # a circle that its agent is told of
+    is_stopped: bool = False  # by its run, under way
 
     def row(self, attempt: int, model: str, status: int, *, error: str = "", tokens: Tokens = _NO_TOKENS, exact: bool = True,
             first_byte: float | None = None, zone: str = "", cost: tuple[int, int] = _NOTHING) -> Row:  # fmt: skip

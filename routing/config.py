@@ -94,7 +94,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a bearer token opens in which `claim` is `value`, or is a list that has it. Team and classes as on a key."""
+    """What a bearer token opens in which `claim` is `value`, or a list that has it; the rest as on a key, budgets for each caller."""
 
     claim: str
     value: str
@@ -103,6 +103,7 @@ class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     models: tuple[str, ...] = ()
     default_class: str = ""
     max_class: str = ""
+    budgets: tuple[str, ...] = ()
 
 
 class Oidc(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -257,6 +258,10 @@ def _check_oidc(document: Document, oidc: Oidc, tasks: dict[str, Task], models: 
             for name in named:
                 if name not in known and name != "*":
                     raise document.error(f"$.oidc.grants[{i}].{kind}s", f"no {kind} `{name}`{nearest(name, known)}")
+        try:
+            budgets_of(grant.budgets)
+        except ValueError as error:
+            raise document.error(f"$.oidc.grants[{i}].budgets", str(error)) from error
 
 
 def json_schema() -> dict[str, Any]:

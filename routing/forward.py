@@ -22,13 +22,12 @@ from routing.holds import Account, Ask, Hold
 from routing.ledger import Ledger
 from routing.metrics import Metrics
 from routing.policy import Policy, may_leave
-from routing.prices import prompt_bound
 from routing.purse import Purse
 from routing.relay import Relay, failure
 from routing.repetition import CAUSE, in_openai_words, with_detection
-from routing.request import Asked
 from routing.stream import Tokens, tokens_of
 from routing.upstream import Answer, Origin, Pool, Timeouts, UpstreamError
+from routing.worst import Worst, lowered, worst_of, writes
 
 log = logging.getLogger("inhouse.forward")
 _TRY_NEXT = frozenset((401, 403, 429, 500, 502, 503, 504))
@@ -39,6 +38,7 @@ _PASSED_ON = frozenset((b"accept", b"traceparent", b"tracestate", b"anthropic-ve
 _PASSED_OUT = frozenset((b"anthropic-version", b"anthropic-beta", b"openai-beta"))
 _HARMLESS = re.compile(rb"(?!.*\d{9})[A-Za-z0-9=,. _-]{1,200}")  # what may leave in a header: versions and names of features
 _ANTHROPIC_VERSION = b"2023-06-01"
+_NO_WORK = Worst(0, 0)
 _SERIES = os.urandom(8).hex()  # of this process; asking the kernel for each id costs 8 us, more than the rest of a request's head
 _COUNT = count(1)
 
@@ -101,8 +101,9 @@ class Door:
         assert call.about is not None and call.asked is not None, "a call is labelled before it goes out"
         if not may_leave(self._policy, call.about, model=target.model, zone=target.zone):
             raise Denied(f"data of class `{call.data_class}` may not go to `{target.model}`", code="residency")
-        prompt, most = _worst(call.asked, target) if accounts else (0, 0)
-        ask = Ask(accounts, prompt, most, target.price, call.request_id, attempt)
+        path = call.endpoint.path
+        prompt, most, answers = worst_of(path, call.asked.body, target.context) if accounts and not call.endpoint.is_free else _NO_WORK
+        ask = Ask(accounts, prompt, most, target.price, call.request_id, attempt, answers)
         hold = self._purse.try_reserve(ask)
         if hold is not None:
             return hold
@@ -141,7 +142,7 @@ class Door:
         if endpoint.is_free or not is_fine:
             charge = hold.settle(0, 0, exact=True)
         else:
-            written = tokens.completion if endpoint.most else tokens.completion or 0
+            written = tokens.completion if writes(endpoint.path) else tokens.completion or 0
             charge = hold.settle(tokens.prompt, written, exact=tokens.prompt is not None and written is not None)
         self._record(call, target, attempt, status, tokens=tokens, first_byte=time.monotonic(), cost=charge[::2][:2],
                      error="" if is_fine else "refused_by_model")  # fmt: skip
@@ -160,8 +161,8 @@ class Door:
             call.why.encode())  # fmt: skip
         if hold.accounts:
             lines += f"inhouse-budget-left: {self._purse.left(hold.accounts)}\r\n".encode()
-            if call.asked is not None and (lowered := _lowered(call.asked, target, hold)) is not None:
-                lines += b"inhouse-max-tokens: %d\r\n" % lowered
+            if (most := _lowered(hold)) is not None:
+                lines += b"inhouse-max-tokens: %d\r\n" % most
         if call.run is not None:
             lines += f"inhouse-run: {call.run.public_id}\r\n".encode()
         if call.warning:
@@ -182,26 +183,9 @@ def _failed(hold: Hold, error: UpstreamError) -> Sequence[int]:
     return hold.settle(None, None, exact=False)[::2][:2]
 
 
-def _worst(asked: Asked, target: Target) -> tuple[int, int]:
-    """At most so many tokens read and written."""
-    endpoint = asked.endpoint
-    if endpoint.is_free:
-        return 0, 0
-    context = target.context
-    answers = asked.answers()
-    prompt = min(prompt_bound(asked.body), context * max(1, answers))
-    if not endpoint.most:
-        return prompt, 0
-    return prompt, answers * (context if asked.most is None else min(asked.most, context))
-
-
-def _lowered(asked: Asked, target: Target, hold: Hold) -> int | None:
-    """How many tokens an answer may have where the budget allows fewer than were asked for."""
-    if not hold.accounts or not asked.endpoint.most or asked.endpoint.form:
-        return None
-    wanted = target.context if asked.most is None else min(asked.most, target.context)
-    granted = hold.max_tokens // asked.answers()
-    return max(1, granted) if granted < wanted else None
+def _lowered(hold: Hold) -> int | None:
+    """How many tokens an answer may have, where the budget allows fewer than were asked for."""
+    return hold.max_tokens if hold.max_tokens < hold.asked_tokens else None
 
 
 def _content_type(answer: Answer) -> bytes:
@@ -228,7 +212,9 @@ def _request(call: Call, target: Target, hold: Hold) -> bytes:
     asked = call.asked
     assert asked is not None, "a call is read before it goes out"
     endpoint, given = asked.endpoint, call.headers
-    body = asked.for_model(target.id, _lowered(asked, target, hold) if hold.accounts else None)
+    body = asked.for_model(target.id)
+    if (most := _lowered(hold)) is not None and not endpoint.form:
+        body = lowered(endpoint.path, body, most)
     if target.is_ours:
         passed = b"".join([b"%b: %b\r\n" % (name, given[name]) for name in _PASSED_ON & given.keys()])
         if call.run is not None:

@@ -65,6 +65,21 @@ class Hold:
         self.max_tokens = max_tokens
         self.worst = worst
 
+    @property
+    def accounts(self) -> tuple[Account, ...]:
+        """The budgets that it is held from."""
+        return self._ask.accounts
+
+    @property
+    def prompt_tokens(self) -> int:
+        """The bound of what is read."""
+        return self._ask.prompt_tokens
+
+    @property
+    def asked_tokens(self) -> int:
+        """What was asked for each answer, of which `max_tokens` were granted."""
+        return self._ask.max_tokens
+
     def settle(self, prompt_tokens: int | None, completion_tokens: int | None, *, exact: bool) -> Charge:
         """Charges what the call used. Only exact counts give something back; without them the worst case is charged. Never raises."""
         if exact and prompt_tokens is not None and completion_tokens is not None:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from routing.budgets import budgets_of
 from routing.config import Grant, Oidc
 from routing.errors import Unauthorized
 from routing.keys import Caller
@@ -183,7 +184,7 @@ def _read_key(one: dict[str, Any], algorithms: tuple[str, ...]) -> Key | None:
 def caller_of(oidc: Oidc, claims: Mapping[str, Any]) -> Caller:
     """Who calls, with what the first grant that fits opens. Callers are named `oidc/<claim>`, so that none spends another's budget.
 
-    Raises `Unauthorized` where none fits, or the name can't be one.
+    The team's budgets are the store's and not in it. Raises `Unauthorized` where none fits, or the name can't be one.
     """
     name = claims.get(oidc.caller)
     if not isinstance(name, str) or not _NAME.fullmatch(name):
@@ -191,7 +192,8 @@ def caller_of(oidc: Oidc, claims: Mapping[str, Any]) -> Caller:
     for grant in oidc.grants:
         if _fits(grant, claims):
             return Caller("oidc", f"oidc/{name}", frozenset(grant.tasks), frozenset(grant.models), float(claims["exp"]) + _LEEWAY_S,
-                          team=grant.team, default_class=grant.default_class, max_class=grant.max_class)  # fmt: skip
+                          team=grant.team, default_class=grant.default_class, max_class=grant.max_class,
+                          limits=budgets_of(grant.budgets))  # fmt: skip
     raise Unauthorized("this token opens nothing here: ask the administrator for a grant (`oidc.grants` in routes.yaml)")
 
 

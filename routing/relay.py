@@ -45,7 +45,7 @@ class Relay:
         self._first_byte = time.monotonic()
         self._hold = hold
         self._ledger = ledger
-        self._most = hold.max_tokens + _OVERRUN_EVENTS if hold.accounts and asked.endpoint.most else 0
+        self._most = hold.max_tokens + _OVERRUN_EVENTS if hold.max_tokens else 0
         self._tee = Tee(asked.endpoint.dialect, strip_usage=asked.endpoint.usage_on_request and not asked.wants_usage)
         self._out: Outlet | None = None
 

@@ -42,6 +42,11 @@ class Worst(NamedTuple):
     answers: int = 1
 
 
+def writes(path: str) -> bool:
+    """Whether a model writes tokens for this path."""
+    return path in _WRITES
+
+
 def worst_of(path: str, body: bytes, context: int) -> Worst:
     """The worst case of a body that was read as JSON before. `context` is the model's `max_model_len`."""
     names = _WRITES.get(path)
@@ -52,7 +57,6 @@ def worst_of(path: str, body: bytes, context: int) -> Worst:
         return Worst(prompt_tokens, 0)
     head = _decode_head(body)
     inputs = max(_inputs(head.prompt, of_lists=False), _inputs(head.messages, of_lists=True))
-    given = [value for name in names if (value := getattr(head, name)) is not None]
     given = [min(context, _whole(value, context)) for name in names if (value := getattr(head, name)) is not None]
     return Worst(min(prompt_tokens, inputs * context), max(given, default=context),  # which of two names holds differs between engines
                  inputs * max(_whole(head.n, 1), _whole(head.best_of, 1)))  # fmt: skip

@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import insert
 
-from routing.audit import Audit, AuditError, Chain, Entry, Place, note, place_of
+import inhouse
+from routing.audit import Audit, AuditError, Chain, Entry, Place, note, place_of, read_line
 from routing.audit_cli import audit
 from routing.audit_verify import verify
 from routing.store import LEDGER, open_store
@@ -208,11 +209,16 @@ audit.close()
 
 def test_many_writers_and_kills_leave_one_chain(tmp_path):
     """Processes that write at once, two of them killed with -9 on the way: one chain in order, all lines of the survivors in it."""
-    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), str(w), "4000"], stdout=subprocess.PIPE) for w in range(4)]
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), str(w), n], stdout=subprocess.PIPE)
+               for w, n in enumerate(["1000000000", "1000000000", "4000", "4000"])]  # fmt: skip
     for writer in writers:
         assert writer.stdout.readline() == b"ready\n"
     for i in range(20):
         note(tmp_path, f"keys create c{i}", who="tester")
+    log, deadline = place_of(tmp_path).segments()[0], time.monotonic() + 60
+    while not all(b'"request_id":"%d-0"' % w in log.read_bytes() for w in (0, 1)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     for writer in writers[:2]:
         os.kill(writer.pid, signal.SIGKILL)
     assert [writer.wait(60) for writer in writers] == [-9, -9, 0, 0]
@@ -237,6 +243,14 @@ def test_a_full_disk_keeps_entries_and_writes_none_in_half(tmp_path):
     (tmp_path / "away").rename(place.folder)
     log.close()
     assert not log.failing and verify(place)[1] == {"r1": 1}
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\nb\u2028c", '","mac":"' + "0" * 32 + '"}', "\x00\x7f", "\U0001f600"])
+def test_no_text_can_break_the_log(place, text):
+    """Whatever stands in a field, it makes one line with a true seal, and those after it too."""
+    Chain(place).append([entry(9)._replace(why=text), entry(10)])
+    report, requests = verify(place)
+    assert (report.ok, report.last, requests["r10"]) == (True, 11, 1)
 
 
 def test_the_log_goes_on_in_new_files(place):
@@ -271,6 +285,27 @@ def test_the_command_finds_what_the_ledger_alone_knows(tmp_path):
     told = json.loads(done.output)
     assert done.exit_code == 1 and told["missing_against_ledger"] == ["r3"] and not told["truncated"]
     assert "MISSING AGAINST LEDGER: 1: r3" in run(audit, arguments).output
+
+
+def test_admin_acts_are_noted_before_and_after(tmp_path):
+    """Who asked for what is in the log before it is done, and how it ended after; where the log can't be written nothing is done."""
+    def run(*words):
+        return CliRunner().invoke(inhouse.main, [*words, "--home", str(tmp_path)])
+
+    assert run("keys", "create", "invoices", "--task", "extraction").exit_code == 0
+    assert run("keys", "revoke", "ihk_nothere").exit_code == 1
+    assert run("keys", "list").exit_code == 0
+    place = place_of(tmp_path)
+    key = bytes.fromhex(place.key.read_text())
+    told = [read_line(key, line).entry for line in place.segments()[0].read_bytes().splitlines()]
+    assert [(one["what"], one["outcome"]) for one in told] == [
+        ("keys create name=invoices tasks=extraction", "asked"), ("keys create name=invoices tasks=extraction", "done"),
+        ("keys revoke key_id=ihk_nothere", "asked"), ("keys revoke key_id=ihk_nothere", "failed")]  # fmt: skip
+    assert all(one["kind"] == "admin" and str(os.getuid()) in one["who"] for one in told)
+    place.key.unlink()
+    refused = run("keys", "create", "other")
+    assert refused.exit_code == 1 and "nothing was done" in refused.output
+    assert "other" not in run("keys", "list").output
 
 
 def test_anchors_go_where_they_are_sent(tmp_path):

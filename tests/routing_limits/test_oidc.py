@@ -88,7 +88,7 @@ class Clock:
 
 def config(jwks, **more):
     """The shipped shape: a group opens the task of a team."""
-    grants = (Grant(claim="groups", value="ml", team="ml", tasks=("extraction",), max_class="internal"),
+    grants = (Grant(claim="groups", value="ml", team="ml", tasks=("extraction",), max_class="internal", budgets=("1usd/day",)),
               Grant(claim="realm.roles", value="admin", tasks=("*",), models=("*",)))  # fmt: skip
     return Oidc(**{"issuer": ISSUER, "audience": "inhouse", "jwks": jwks, "grants": grants, **more})
 
@@ -110,6 +110,7 @@ async def test_a_true_token_is_a_caller(tokens, kid):
     assert is_token(token(kid))
     caller = await tokens.identify(token(kid))
     assert (caller.name, caller.team, caller.max_class) == ("oidc/ann", "ml", "internal")
+    assert [str(limit) for limit in caller.limits] == ["1usd/day"]
     assert (caller.tasks, caller.models) == ({"extraction"}, set())
     assert time.time() + 250 < caller.expires_at < time.time() + 340
 
@@ -242,6 +243,7 @@ def test_only_strong_public_signing_keys_are_taken(issuer):
 @pytest.mark.parametrize(("change", "said"), [
     ("algorithms: [HS256]", "private key"), ("algorithms: []", "private key"), ("jwks: http://sso.example.test/certs", "https"),
     ("audience: ''", "audience"), ("grants: [{claim: g, value: v, tasks: [extracton]}]", "extraction"), ("grants: []", "grants"),
+    ("grants: [{claim: g, value: v, budgets: [1eur]}]", "is not a budget"),
 ])  # fmt: skip
 def test_the_configuration_is_checked(tmp_path, change, said):
     """What would let strangers in, or names what is not there, is an error of routes.yaml."""
