@@ -19,6 +19,7 @@ _PARTS = {
     "teams": ("routing.keys_cli:teams", "Make and change teams: what all callers of one together may use."),
     "runs": ("routing.runs_cli:runs", "Show the runs of callers, stop them, raise their limits."),
     "routes": ("routing.cli:routes", "Show and check which model answers which task."),
+    "policy": ("routing.policy_cli:policy", "Show and test the policies that say which request may go where."),
     "usage": ("routing.usage_cli:usage", "Show what was asked and what it cost, by team, caller, task, model, day."),
     "audit": ("routing.audit_cli:audit", "Check the audit log of decisions, refusals and admin acts."),
     "bench": ("routing.bench.cli:bench", "Measure the router and the models beside their peers."),
@@ -142,11 +143,13 @@ def check(home: Path) -> None:
     Example: INHOUSE_ROUTES=new-routes.yaml inhouse check
     """
     from routing import cli as routing
+    from routing.policy_cli import policy_of
     from serving import local as serving
 
     with _told():
         settings = routing.settings_for(home)
         site = routing.site_of(settings)
+        policy_of(settings)
         serving.check(home.absolute(), settings.models)
     click.echo(f"ok: {len(site.models)} models, {len(site.tasks)} tasks")
 

@@ -19,7 +19,7 @@ import click
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from routing.server import Settings
+    from routing.settings import Settings
 
 _UNITS_S = {"h": 3600.0, "d": 86400.0, "w": 604800.0}
 _START_S = 60.0
@@ -99,7 +99,7 @@ def store_of(home: Path) -> "Engine":
 
 def settings_for(home: Path, **changes: Any) -> "Settings":
     """The router's settings from the environment, with `home` as given."""
-    from routing.server import Settings
+    from routing.settings import Settings
 
     return Settings.from_environment()._replace(home=home.absolute(), **changes)
 

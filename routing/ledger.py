@@ -9,8 +9,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import chain
-from typing import NamedTuple
 
+import msgspec
+from msgspec.structs import astuple
 from sqlalchemy import Engine
 from sqlalchemy.exc import DataError, SQLAlchemyError
 
@@ -19,7 +20,7 @@ _EVERY_S = 0.05
 _HELD_ROWS = 100_000  # about 40 MB: what is kept while the disk refuses, before the oldest rows are given up
 
 
-class Row(NamedTuple):
+class Row(msgspec.Struct, frozen=True, gc=False):
     """One attempt; the columns of the ledger in their order."""
 
     at: float
@@ -48,7 +49,7 @@ class Row(NamedTuple):
     config_version: str = ""
 
 
-_COLUMNS = ", ".join(f'"{name}"' for name in Row._fields)
+_COLUMNS = ", ".join(f'"{name}"' for name in Row.__struct_fields__)
 _MOST_ROWS = 512  # in one statement: 12,288 values; SQLite takes 32,766, PostgreSQL 65,535
 
 
@@ -106,7 +107,7 @@ class Ledger:
         try:
             with self._engine.begin() as connection:
                 for start, size in _portions(len(rows)):
-                    values = tuple(chain.from_iterable(rows[start : start + size]))
+                    values = tuple(chain.from_iterable(map(astuple, rows[start : start + size])))
                     connection.exec_driver_sql(_insert(size, self._mark), values)
             return rows
         except (OverflowError, ValueError, TypeError, DataError):
@@ -130,5 +131,6 @@ def _portions(rows: int) -> Iterator[tuple[int, int]]:
 def _insert(rows: int, mark: str) -> str:
     """One statement for many rows: SQLite's driver gives the interpreter's lock away for each statement it runs, and the request path
     waits to get it back."""
-    one = ", ".join(f"CAST({mark} AS INTEGER)" if name == "exact" else mark for name in Row._fields)  # PostgreSQL's booleans are no numbers
+    names = Row.__struct_fields__
+    one = ", ".join(f"CAST({mark} AS INTEGER)" if name == "exact" else mark for name in names)  # PostgreSQL's booleans are no numbers
     return f"INSERT INTO ledger ({_COLUMNS}) VALUES {', '.join([f'({one})'] * rows)}"  # noqa: S608 (names and marks of ours, no values)

@@ -9,6 +9,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from msgspec.structs import replace
 from sqlalchemy import select, text
 
 from routing.ledger import Ledger, Row
@@ -24,7 +25,7 @@ CREATE TABLE ledger (id INTEGER NOT NULL, at FLOAT NOT NULL, request_id VARCHAR 
 INSERT INTO keys VALUES ('ihk_old', 'aa', 'ann', '["*"]', '["*"]', 1.0, NULL, NULL);
 INSERT INTO ledger VALUES (1, 1.0, 'r', 1, 'ihk_old', 'ann', '/v1', 't', 'm', 'w', 200, '', 7, 3, 1, 1.5, 2.5);
 """
-OPEN = "from routing.server import Settings; from routing.store import open_store; open_store(Settings.from_environment().home)"
+OPEN = "from routing.settings import Settings; from routing.store import open_store; open_store(Settings.from_environment().home)"
 ROW = Row(1.0, "r", 1, "k", "c", "/v1", "t", "m", "w", 200, "", 7, None, True, 1.5, 2.5, team="team", run_id="run", data_class="pii",
           zone="onprem", cost_nanousd=1 << 40, gpu_ms=12, policy_hash="p", config_version="v")
 
@@ -79,17 +80,17 @@ def test_a_failed_migration_leaves_nothing(store):
 def test_ledger_rows_are_the_same_in_both(store):
     """All columns come back from either database, in batches of any size, in order; a row that no database holds is given up alone."""
     ledger = Ledger(store)
-    rows = [ROW._replace(request_id=f"r{i}") for i in range(1300)]
+    rows = [replace(ROW, request_id=f"r{i}") for i in range(1300)]
     for i, row in enumerate(rows):
         ledger.append(row)
         if i == 700:
-            ledger.append(row._replace(prompt_tokens=1 << 70))
-            ledger.append(row._replace(error="\0\ud800"))
+            ledger.append(replace(row, prompt_tokens=1 << 70))
+            ledger.append(replace(row, error="\0\ud800"))
     ledger.close()
     with store.connect() as connection:
         found = connection.execute(select(LEDGER).order_by(LEDGER.c.id)).mappings().all()
     got = [Row(**{name: value for name, value in row.items() if name != "id"}) for row in found]
-    assert [row._replace(exact=bool(row.exact)) for row in got] == rows
+    assert [replace(row, exact=bool(row.exact)) for row in got] == rows
 
 
 def test_a_wrong_address_is_told(tmp_path):
