@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from routing.budgets import budgets_of
+from routing.budgets import Budget, budgets_of
 from routing.config import Grant, Oidc
 from routing.errors import Unauthorized
 from routing.keys import Caller
@@ -71,9 +71,16 @@ async def _get(pool: Pool, url: str) -> bytes:
 
 
 class Tokens:
-    """One worker's view of the issuer. `refresh` must be called once before the first request, and every second after."""
+    """One worker's view of the issuer. `refresh` must be called once before the first request, and every second after.
 
-    def __init__(self, oidc: Oidc, fetch: Fetch, *, clock: Callable[[], float] = time.monotonic) -> None:
+    `team_limits` is asked for the budgets of a caller's team, at every request: they change without the token.
+    """
+
+    def __init__(
+        self, oidc: Oidc, fetch: Fetch, *, team_limits: Callable[[str], tuple[Budget, ...]] = lambda team: (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        self._team_limits = team_limits
         self._oidc = oidc
         self._fetch = fetch
         self._clock = clock
@@ -100,14 +107,14 @@ class Tokens:
                             type(error).__name__, len(self._keys))  # fmt: skip
 
     async def identify(self, token: bytes) -> Caller:
-        """Whose token this is. Raises `Unauthorized`, which says what is wrong with it but nothing of the keys."""
+        """Whose token this is; the same object while nothing changes. Raises `Unauthorized`, which says nothing of the keys."""
         digest = hashlib.sha256(token).digest()
-        caller = self._callers.get(digest)
-        if caller is None:
-            caller = await self._verified(token)
-            self._callers[digest] = caller
-            if len(self._callers) > _KEPT_TOKENS:
-                self._callers.popitem(last=False)
+        caller = self._callers.get(digest) or await self._verified(token)
+        if caller.team_limits != (limits := self._team_limits(caller.team)):
+            caller = caller._replace(team_limits=limits)
+        self._callers[digest] = caller
+        if len(self._callers) > _KEPT_TOKENS:
+            self._callers.popitem(last=False)
         if caller.expires_at < time.time():
             raise Unauthorized(f"this token has expired; {_DO}")
         return caller
@@ -184,14 +191,14 @@ def _read_key(one: dict[str, Any], algorithms: tuple[str, ...]) -> Key | None:
 def caller_of(oidc: Oidc, claims: Mapping[str, Any]) -> Caller:
     """Who calls, with what the first grant that fits opens. Callers are named `oidc/<claim>`, so that none spends another's budget.
 
-    The team's budgets are the store's and not in it. Raises `Unauthorized` where none fits, or the name can't be one.
+    Raises `Unauthorized` where none fits, or the name can't be one.
     """
     name = claims.get(oidc.caller)
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise Unauthorized(f"the token's `{oidc.caller}` can't name a caller: it must be letters, digits and . _ @ : | + / -, at most 128")
     for grant in oidc.grants:
         if _fits(grant, claims):
-            return Caller("oidc", f"oidc/{name}", frozenset(grant.tasks), frozenset(grant.models), float(claims["exp"]) + _LEEWAY_S,
+            return Caller(f"oidc/{name}", f"oidc/{name}", frozenset(grant.tasks), frozenset(grant.models), float(claims["exp"]) + _LEEWAY_S,
                           team=grant.team, default_class=grant.default_class, max_class=grant.max_class,
                           limits=budgets_of(grant.budgets))  # fmt: skip
     raise Unauthorized("this token opens nothing here: ask the administrator for a grant (`oidc.grants` in routes.yaml)")

@@ -21,7 +21,7 @@ from sqlalchemy import insert
 import inhouse
 from routing.audit import Audit, AuditError, Chain, Entry, Place, note, place_of, read_line
 from routing.audit_cli import audit
-from routing.audit_verify import verify
+from routing.audit_verify import ledger_requests, missing_requests, verify
 from routing.store import LEDGER, open_store
 
 FAULTS = ("altered", "reordered", "replayed", "missing", "truncated", "missing_against_ledger")
@@ -228,6 +228,47 @@ def test_many_writers_and_kills_leave_one_chain(tmp_path):
     assert report.ok, report
     assert all(requests[f"{w}-{i}"] == 1 for w in (2, 3) for i in range(4000))
     assert report.last >= 8020
+
+
+BOTH = """
+import sys, time
+from pathlib import Path
+from routing.audit import Audit, Entry, place_of
+from routing.ledger import Ledger, Row
+from routing.store import open_store
+home = Path(sys.argv[1])
+audit = Audit(place_of(home))
+ledger = Ledger(open_store(home), first=audit.flush)
+print("ready", flush=True)
+i = 0
+while True:
+    i += 1
+    request = f"{sys.argv[2]}-{i}"
+    audit.append(Entry(time.time(), "decision", "k", "/v1", "allow", request))
+    ledger.append(Row(time.time(), request, 1, "k", "c", "/v1", "t", "m", "w", 200, "", 1, 1, True, 1.0, 1.0))
+    if i % 20 == 0:
+        time.sleep(0.001)
+"""
+
+
+def test_a_killed_worker_leaves_no_ledger_row_without_its_line(tmp_path):
+    """Whenever it is killed: what the ledger knows is in the log, as the log is written first."""
+    store = open_store(tmp_path)
+    for round_, delay_s in enumerate((0.06, 0.11, 0.17, 0.23)):
+        worker = subprocess.Popen([sys.executable, "-c", BOTH, str(tmp_path), str(round_)], stdout=subprocess.PIPE)
+        assert worker.stdout.readline() == b"ready\n"
+        deadline = time.monotonic() + 60
+        while not any(name.startswith(f"{round_}-") for name in ledger_requests(store, 0, 1e12)):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(delay_s)  # into the middle of whatever it does then
+        worker.kill()
+        worker.wait(20)
+        worker.stdout.close()
+    known = ledger_requests(store, 0, 1e12)
+    store.dispose()
+    report, requests = verify(place_of(tmp_path))
+    assert report.ok and len(known) > 20 and missing_requests(known, requests) == []
 
 
 def test_a_full_disk_keeps_entries_and_writes_none_in_half(tmp_path):

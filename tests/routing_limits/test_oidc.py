@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
+from routing.budgets import budgets_of
 from routing.config import Grant, Oidc, read_site
 from routing.errors import Unauthorized
 from routing.oidc import Tokens, fetch_through, is_token, read_keys
@@ -193,6 +194,21 @@ async def test_keys_rotate(tokens, issuer):
     with pytest.raises(Unauthorized, match="does not show"):
         await tokens.identify(old)
     assert issuer.asked == 2
+
+
+async def test_a_teams_budgets_follow_the_team(issuer):
+    """They are the store's, not the token's: they change while it is used; else the caller is one and the same."""
+    pool = Pool()
+    limits = {"ml": budgets_of(["5usd/day"])}
+    tokens = Tokens(config(issuer.url), fetch_through(pool, issuer.url), team_limits=lambda team: limits.get(team, ()))
+    await tokens.refresh()
+    good = token()
+    first = await tokens.identify(good)
+    assert first.team_limits == limits["ml"] and await tokens.identify(good) is first
+    limits["ml"] = budgets_of(["1usd/day"])
+    assert (await tokens.identify(good)).team_limits == limits["ml"]
+    pool.close()
+    await asyncio.sleep(0)
 
 
 async def test_a_flood_of_unknown_key_ids_asks_the_issuer_once(tokens, issuer):
