@@ -25,6 +25,7 @@ import msgspec
 log = logging.getLogger("inhouse.audit")
 _EVERY_S = 0.05
 _ANCHOR_EVERY_S = 60.0
+_LOCK_S = 5.0
 _SEGMENT_BYTES = 64 << 20  # then a new file begins, and the chain goes on in it
 _TAIL_BYTES = (8 << 10, 1 << 20)  # of a file's end, where its last true line is looked for
 _HELD = 100_000  # entries kept while the disk refuses, before the oldest are given up
@@ -157,7 +158,7 @@ class Chain:
     def _locked(self) -> Iterator[None]:
         lock = os.open(self._place.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            _lock(lock)
             yield
         finally:
             os.close(lock)
@@ -261,6 +262,19 @@ def _end(segments: Sequence[Path], key: bytes) -> tuple[Head, bytes, int]:
                              "moved away the log goes on from the one before it")  # fmt: skip
         torn, size = rest, end  # a writer was killed in the first line of a new file
     return Head(0, ""), torn, size
+
+
+def _lock(file: int) -> None:
+    """Takes the lock; not for ever: a writer that was stopped (SIGSTOP) while it has it must not stop the ledgers of all workers."""
+    give_up_at = time.monotonic() + _LOCK_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > give_up_at:
+                raise AuditError(f"another process has held the log's lock for {_LOCK_S:g} s; is one of them stopped?") from None
+            time.sleep(0.001)
 
 
 def _append(path: Path, data: bytes) -> None:

@@ -3,6 +3,7 @@
 OWASP AISVS C12 (logging): tamper evidence and completeness.
 """
 
+import fcntl
 import json
 import os
 import signal
@@ -228,6 +229,16 @@ def test_many_writers_and_kills_leave_one_chain(tmp_path):
     assert report.ok, report
     assert all(requests[f"{w}-{i}"] == 1 for w in (2, 3) for i in range(4000))
     assert report.last >= 8020
+
+
+def test_a_stopped_writer_does_not_hold_up_the_others_for_ever(place):
+    """While somebody has the lock and does nothing, appending gives up after seconds; when it is free, it goes on."""
+    with (place.folder / "lock").open("r+b") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(AuditError, match="lock"):
+            Chain(place).append([entry(9)])
+    Chain(place).append([entry(9)])
+    assert verify(place)[0].ok
 
 
 BOTH = """
