@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from sqlalchemy import insert
 
 import inhouse
-from routing.audit import Audit, AuditError, Chain, Entry, Place, note, place_of, read_line
+from routing.audit import Audit, AuditError, Entry, Place, note, place_of
 from routing.audit_cli import audit
 from routing.audit_verify import ledger_requests, missing_requests, verify
+from routing.chain import Chain, read_line
 from routing.store import LEDGER, open_store
 
 FAULTS = ("altered", "reordered", "replayed", "missing", "truncated", "missing_against_ledger")
