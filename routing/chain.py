@@ -116,8 +116,9 @@ def write_line(key: bytes, head: Head, entry: Entry) -> tuple[Head, bytes]:
 class Chain:
     """The log of one home, to append to. Any number of processes may have one."""
 
-    def __init__(self, place: Place, *, segment_bytes: int = _SEGMENT_BYTES) -> None:
+    def __init__(self, place: Place, *, segment_bytes: int = _SEGMENT_BYTES, lock_s: float = _LOCK_S) -> None:
         self._place = place
+        self._lock_s = lock_s
         self._segment_bytes = segment_bytes
         place.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         place.anchors.parent.mkdir(parents=True, exist_ok=True)
@@ -153,7 +154,7 @@ class Chain:
     def _locked(self) -> Iterator[None]:
         lock = os.open(self._place.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            _lock(lock)
+            _lock(lock, self._lock_s)
             yield
         finally:
             os.close(lock)
@@ -193,16 +194,16 @@ def _end(segments: Sequence[Path], key: bytes) -> tuple[Head, bytes, int]:
     return Head(0, ""), torn, size
 
 
-def _lock(file: int) -> None:
+def _lock(file: int, most_s: float) -> None:
     """Takes the lock; not for ever: a writer that was stopped (SIGSTOP) while it has it must not stop the ledgers of all workers."""
-    give_up_at = time.monotonic() + _LOCK_S
+    give_up_at = time.monotonic() + most_s
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
             if time.monotonic() > give_up_at:
-                raise AuditError(f"another process has held the log's lock for {_LOCK_S:g} s; is one of them stopped?") from None
+                raise AuditError(f"another process has held the log's lock for {most_s:g} s; is one of them stopped?") from None
             time.sleep(0.001)
 
 

@@ -237,7 +237,7 @@ def test_a_stopped_writer_does_not_hold_up_the_others_for_ever(place):
     with (place.folder / "lock").open("r+b") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(AuditError, match="lock"):
-            Chain(place).append([entry(9)])
+            Chain(place, lock_s=0.2)
     Chain(place).append([entry(9)])
     assert verify(place)[0].ok
 

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from routing.audit_verify import ledger_requests
 from routing.ledger import Ledger, Row
@@ -22,8 +23,9 @@ AT = 20_000 * DAY + 100.0  # 4 October 2024, UTC
 
 def row(at=AT, request_id="r", attempt=1, **more):
     """An answered attempt of team red's caller."""
-    return Row(at, request_id, attempt, "k", "bot", "/v1", "extraction", "small", "w", 200, "", 10, 5, True, 1.0, 2.0, team="red",
-               run_id="run", data_class="internal", zone="onprem", cost_nanousd=1000, gpu_ms=7)._replace(**more)  # fmt: skip
+    one = Row(at, request_id, attempt, "k", "bot", "/v1", "extraction", "small", "w", 200, "", 10, 5, True, 1.0, 2.0, team="red",
+              run_id="run", data_class="internal", zone="onprem", cost_nanousd=1000, gpu_ms=7)  # fmt: skip
+    return replace(one, **more)
 
 
 ROWS = [
