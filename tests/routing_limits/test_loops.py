@@ -61,6 +61,14 @@ def test_a_cycle_warns_in_its_second_round_and_stops_in_its_third(dialect, perio
     assert [one and (one.kind, one.severity) for one in found] == [None, ("cycle", "warn"), ("cycle", "stop")]
 
 
+def test_calls_that_a_server_made_itself_are_steps_too():
+    """Responses: an MCP call carries its own result, or its error."""
+    call = {"type": "mcp_call", "id": "m", "name": "search", "arguments": "{}", "output": "nothing"}
+    assert find_loop(json.dumps({"input": [call] * 3}).encode()).kind == "repeated_call"
+    failed = [{**call, "arguments": json.dumps(i), "output": None, "error": "boom"} for i in range(3)]
+    assert find_loop(json.dumps({"input": failed}).encode()).kind == "repeated_error"
+
+
 def test_the_order_and_spelling_of_arguments_make_no_difference():
     """Arguments are compared as data."""
     turned = ("read", {"limit": 5, "path": "a"}, "the text of a")
