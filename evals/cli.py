@@ -1,4 +1,4 @@
-"""The evals' part of the command: `inhouse eval run` and `report`. Arguments in, text or JSON out; what they do is in run.py and report.py."""
+"""The evals' part of the command: `inhouse eval run` and `report`. Arguments in, text or JSON out."""
 
 import json
 import os
@@ -30,9 +30,7 @@ def evals() -> None:
 @click.option("--model", required=True, help="The model, task/NAME or auto, as the base URL calls it.")
 @click.option("--base-url", help="Where it answers, up to /v1. Without it: the router that `inhouse up` started here, with its key.")
 @click.option("--api", type=click.Choice(["openai", "anthropic"]), default="openai", show_default=True, help="What the base URL speaks.")
-@click.option(
-    "--key-env", default="INHOUSE_KEY", show_default=True, metavar="NAME", help="The environment variable that holds the API key."
-)
+@click.option("--key-env", metavar="NAME", help="The environment variable that holds the base URL's API key.")
 @click.option("--scorer", metavar="YAML", help="exact, or with options: '{use: numeric, relative: 0.01}'. A data file needs one.")
 @click.option("--samples", default=1, show_default=True, type=click.IntRange(1), help="Times that each case is asked.")
 @click.option("--limit", type=click.IntRange(1), help="Only the first cases.")
@@ -46,7 +44,9 @@ def evals() -> None:
 @HOME
 @JSON
 def run_suite(*, home: Path, as_json: bool, **asked: Any) -> None:
-    """Ask SUITE's cases of a model, score the answers, keep the run. SUITE is a shipped suite, a folder, or a .jsonl, .csv or .parquet file.
+    """Ask a model the cases of SUITE, score the answers, keep the run.
+
+    SUITE is a shipped suite, a folder like one, or a .jsonl, .csv or .parquet file of yours.
 
     What was answered before is taken from the cache, so a run that was killed goes on where it was.
 
@@ -88,7 +88,7 @@ def _plan(home: Path, **asked: Any) -> "Plan":
     suite = read_suite(
         asked["suite"], scorer=asked["scorer"], instruct=asked["instruct"], sensitive=False if asked["not_sensitive"] else None
     )
-    base_url, key = _where(home, asked["base_url"], asked["key_env"])
+    base_url, key = where(home, asked["base_url"], asked["key_env"])
     endpoint = Endpoint(base_url, asked["model"], api=asked["api"], key=key, onprem=asked["onprem"], digest=asked["digest"],
                         timeout_s=asked["timeout_s"])  # fmt: skip
     return Plan(
@@ -96,15 +96,18 @@ def _plan(home: Path, **asked: Any) -> "Plan":
     )
 
 
-def _where(home: Path, base_url: str | None, key_env: str) -> tuple[str, str]:
-    """The base URL and its key. The key file of this home is for this machine's router only: no other URL ever gets it."""
-    key = os.environ.get(key_env, "")
+def where(home: Path, base_url: str | None, key_env: str | None) -> tuple[str, str]:
+    """The base URL and its key. INHOUSE_KEY and this home's key are for this machine's router: no other URL gets them unasked."""
+    if key_env is not None and key_env not in os.environ:
+        raise click.UsageError(f"--key-env {key_env}: there is no such environment variable; export it first")
+    key = os.environ.get(key_env, "") if key_env else ""
     if base_url is not None:
         if not base_url.startswith(("http://", "https://")):
             raise click.UsageError(f"--base-url {base_url}: begins with http:// or https://, for example http://127.0.0.1:8000/v1")
         return base_url, key
     file = home / "key"
-    return f"http://127.0.0.1:{os.environ.get('INHOUSE_PORT', '8000')}/v1", key or (file.read_text().strip() if file.exists() else "")
+    key = key or os.environ.get("INHOUSE_KEY", "") or (file.read_text().strip() if file.exists() else "")
+    return f"http://127.0.0.1:{os.environ.get('INHOUSE_PORT', '8000')}/v1", key
 
 
 def _fields(text: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Asks one thing of one base URL and measures it: time to first token, gaps between chunks, total.
 
-The one file of this room that opens sockets, and so also where the rule sits that sensitive data stays on premises: where that forbids it there is no client. No retries, no cache here.
+The one file of this room that opens sockets, and so also where sensitive data is held on premises: without leave there is no
+client. No retries, no cache here.
 aiohttp, as it costs a tenth of httpx or the SDKs a request (0.1 ms against 1.3 to 8, measured 2026-11-22).
 """
 
@@ -87,7 +88,7 @@ class Client:
         return dialect.body(self.endpoint.api, self.endpoint.model, messages, request)
 
     async def ask(self, body: bytes, case_id: str, sample: int = 0, *, due_at: float | None = None) -> Outcome:
-        """One attempt; what goes wrong is a failed answer with a reason, never an exception. Times count from `due_at` (perf_counter) if given."""
+        """One attempt; what goes wrong is a failed answer, never an exception. Times count from `due_at` (perf_counter) if given."""
         began = time.perf_counter() if due_at is None else due_at
         reader = dialect.READERS[self.endpoint.api]()
         times: list[float] = []
