@@ -145,21 +145,21 @@ def lines(facts: dict[str, Any], made: Report) -> list[str]:
     whole = made.overall
     out = [
         f"{facts['suite']} on {facts['model']} at {facts['host']}, {facts['started']}, data {facts['data_sha256'][:12]}",
-        f"  effective success  {_said(whole.effective)}   failed requests count as failures",
-        f"  quality            {_said(whole.quality)}   of what was completed and scored",
-        f"  completion         {_said(whole.completion)}",
+        f"  effective success    {_said(whole.effective)}   failed requests count as failures",
+        f"  quality              {_said(whole.quality)}   of what was completed and scored",
+        f"  completion           {_said(whole.completion)}",
     ]
     if whole.unscored:
-        out.append(f"  unscored           {whole.unscored} of {whole.rows}: in neither number above but completion")
+        out.append(f"  unscored             {whole.unscored} of {whole.rows}: in neither number above but completion")
     if made.errors:
-        out.append("  failures           " + ", ".join(f"{count} {word}" for word, count in made.errors.items()))
+        out.append("  failures             " + ", ".join(f"{count} {word}" for word, count in made.errors.items()))
     for title, times in (("time to first token", made.ttft), ("gap between chunks", made.gap), ("whole answer", made.total)):
         if times:
-            out.append(f"  {title:<19}{_spread(times)}")
+            out.append(f"  {title:<21}{_spread(times)}")
     cost = "" if made.cost_usd is None else f", {made.cost_usd:.6f} USD by the router's account"
-    out.append(f"  tokens             {made.prompt_tokens:,} in, {made.completion_tokens:,} out{cost}")
+    out.append(f"  tokens               {made.prompt_tokens:,} in, {made.completion_tokens:,} out{cost}")
     if made.cached:
-        out.append(f"  from the cache     {made.cached} of {whole.rows}: not in the times above")
+        out.append(f"  from the cache       {made.cached} of {whole.rows}: not in the times above")
     width = max(map(len, made.slices), default=0)
     out += [f"  {name:<{width}}  {_said(part.effective)}" for name, part in made.slices.items()]
     return out
