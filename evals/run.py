@@ -21,7 +21,8 @@ from evals.cache import Cache
 from evals.case import Answer, Case, Row, row
 from evals.client import Endpoint, open_client
 from evals.pace import Pace
-from evals.scorers import Scorer, score, scorer_of
+from evals.scorers import Scorer
+from evals.scoring import score, scorer_of
 from evals.store import Stored
 from evals.suite import Suite
 
