@@ -20,6 +20,11 @@ def _sql(folder: Path, *, databases: str, deadline_s: float = 2.0) -> Scorer:
     return sql_equal(folder / databases, deadline_s=deadline_s)
 
 
+def _judge(*, criteria: str = "") -> Scorer:
+    """Stands for judge.py, which asks and so is no function of an answer; its options are checked like any other's."""
+    return lambda _case, _answer: Mark(None, criteria)
+
+
 FACTORIES: dict[str, Callable[..., Scorer]] = {
     "exact": scorers.exact,
     "normalised": scorers.normalised,
@@ -30,11 +35,12 @@ FACTORIES: dict[str, Callable[..., Scorer]] = {
     "field_f1": scorers.field_f1,
     "tool_calls": scorers.tool_calls,
     "sql": _sql,
+    "judge": _judge,
 }
 _SELF_SUFFICIENT = {"regex": "pattern", "json_schema": "schema"}  # with this option a case needs no `expected`
 
 
-def scorer_of(spec: dict[str, Any], folder: Path, cases: list[Case]) -> Scorer:
+def scorer_of(spec: dict[str, Any], folder: Path, cases: list[Case], *, has_judge: bool = False) -> Scorer:
     """The scorer that a task names, with its options; paths in them are relative to `folder`.
 
     Raises `ScorerError` for an unknown name or option, and where a case has nothing to be compared with.
@@ -42,6 +48,8 @@ def scorer_of(spec: dict[str, Any], folder: Path, cases: list[Case]) -> Scorer:
     name, options = str(spec.get("use", "")), {key: value for key, value in spec.items() if key != "use"}
     if name not in FACTORIES:
         raise ScorerError(f"no scorer `{name}`{_nearest(name, list(FACTORIES))}. There are: {', '.join(FACTORIES)}")
+    if (name == "judge") != has_judge:
+        raise ScorerError("the scorer `judge` and a model that judges go together: --scorer judge --judge-model NAME --judge-url URL")
     known = [key for key in inspect.signature(FACTORIES[name]).parameters if key != "folder"]
     for key in options:
         if key not in known:

@@ -119,7 +119,7 @@ def test_what_only_looks_right_is_wrong(spec, expected, said):
 def test_every_scorer_has_both_kinds_of_cases():
     """No scorer is without an answer that looks right and is wrong."""
     for table in (RIGHT, LOOKS_RIGHT):
-        assert {spec if isinstance(spec, str) else spec["use"] for spec, _, _ in table} == set(FACTORIES)
+        assert {spec if isinstance(spec, str) else spec["use"] for spec, _, _ in table} == set(FACTORIES) - {"judge"}  # test_judge.py
 
 
 def test_field_f1_counts_right_fields_and_not_the_unsaid():
@@ -150,7 +150,7 @@ def test_a_scorer_that_is_misused_says_how():
         scorer_of({"use": "sql", "databases": "nowhere"}, SUITES, [])
 
 
-LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5)
 JSON_VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3))
 
 
