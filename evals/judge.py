@@ -84,7 +84,7 @@ def _unasked(answer: Answer) -> tuple[float | None, str]:
 
 def _messages(system: str, case: Case, answer: Answer, *, swapped: bool) -> list[dict[str, Any]]:
     one, two = (expected_of(case), answer.text) if swapped else (answer.text, expected_of(case))
-    request = "\n".join(f"{message['role']}: {message['content']}" for message in case.messages)
+    request = "\n".join(f"{message['role']}: {message.get('content') or message.get('tool_calls', '')}" for message in case.messages)
     text = json.dumps(
         {"request": request, "answer 1": one, "answer 2": two}, ensure_ascii=False, indent=1
     )  # JSON: an answer can't close its quotes

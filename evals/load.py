@@ -5,10 +5,11 @@ falls behind can't hide it by being asked less. Nothing is retried or cached. Al
 """
 
 import asyncio
+import itertools
 import json
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,6 @@ async def ask_at_rate(
     client: Client, asked: Sequence[Question], load: Load, tell: Callable[[Told], None]
 ) -> tuple[list[Answer], list[float]]:
     """The answers in the questions' order, and how late each was sent (seconds). Always asks anew."""
-    rng = random.Random(load.seed)  # noqa: S311  # repeatable on purpose
     late: list[float] = []
     done = failed = 0
 
@@ -71,15 +71,21 @@ async def ask_at_rate(
         return answer
 
     tasks: list[asyncio.Task[Answer]] = []
-    due_at = time.perf_counter()
-    for question in asked:
-        due_at += rng.expovariate(load.rate_per_s)
+    began = time.perf_counter()
+    for question, after_s in zip(asked, arrivals(load), strict=False):
+        due_at = began + after_s
         await asyncio.sleep(due_at - time.perf_counter())
         late.append(time.perf_counter() - due_at)
         under_way = len(tasks) - done
         work = one(question, due_at) if under_way < MOST_UNDER_WAY else _not_sent(question)
         tasks.append(asyncio.create_task(work))
     return list(await asyncio.gather(*tasks)), late
+
+
+def arrivals(load: Load) -> Iterator[float]:
+    """Seconds from the beginning at which requests are due, without end: a Poisson process, the same for the same seed."""
+    rng = random.Random(load.seed)  # noqa: S311  # repeatable on purpose
+    return itertools.accumulate(rng.expovariate(load.rate_per_s) for _ in itertools.count())
 
 
 async def _not_sent(question: Question) -> Answer:

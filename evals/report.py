@@ -64,6 +64,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     cost_usd: float | None
     cached: int
     errors: dict[str, int]
+    an_error: str  # the first failure in full
+    truncated: int  # complete answers that ended because no more tokens were allowed
 
 
 def report(rows: Sequence[Row]) -> Report:
@@ -81,6 +83,8 @@ def report(rows: Sequence[Row]) -> Report:
         completion_tokens=sum(row.completion_tokens or 0 for row in rows),
         cost_usd=math.fsum(costs) if costs else None,
         cached=sum(row.cached for row in rows),
+        an_error=next((row.error for row in rows if row.failed), ""),
+        truncated=sum(row.finish_reason in ("length", "max_tokens") for row in rows),
         errors=_counted(row.error.partition(":")[0] for row in rows if row.failed),
     )
 
@@ -159,6 +163,9 @@ def lines(facts: dict[str, Any], made: Report) -> list[str]:
         out.append(f"  unscored             {whole.unscored} of {whole.rows}: in neither number above but completion")
     if made.errors:
         out.append("  failures             " + ", ".join(f"{count} {word}" for word, count in made.errors.items()))
+        out.append(f"    the first          {made.an_error[:100]}")
+    if made.truncated:
+        out.append(f"  cut by max_tokens    {made.truncated} of {whole.rows}: complete, but not to the model's own end")
     for title, times in (("time to first token", made.ttft), ("gap between chunks", made.gap), ("whole answer", made.total)):
         if times:
             out.append(f"  {title:<21}{times}")
@@ -177,9 +184,10 @@ def judge_lines(facts: dict[str, Any]) -> list[str]:
     if "fault" not in facts:
         return [*out, "  how often it is wrong is unknown: label some answers and add --judge-labels FILE"]
     fault = facts["fault"]
+    errors = f"passed {fault['false_pass']} wrong, failed {fault['false_fail']} right answers"
     return [
         *out,
-        f"  wrong                {_said(Share(*fault['wrong']))}   passed {fault['false_pass']} wrong, failed {fault['false_fail']} right answers",
+        f"  wrong                {_said(Share(*fault['wrong']))}   {errors}",
         f"  quality, corrected   {_said(Share(*fault['rectified']))}   by {fault['labelled']} labels, if these were drawn at random",
     ]
 

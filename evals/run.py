@@ -7,6 +7,7 @@ import asyncio
 import datetime
 import hashlib
 import re
+import resource
 import secrets
 import time
 from collections.abc import Callable
@@ -140,6 +141,9 @@ async def _judge(plan: Plan, home: Path, both: list[tuple[Case, Answer]], tell: 
 def _loop(work: Callable[[], Any]) -> Any:
     import uvloop
 
+    # A socket for each request under way: the usual 1,024 would fail requests under load, and it would look like the server's fault.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(work())
 

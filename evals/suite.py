@@ -51,7 +51,7 @@ class Suite(msgspec.Struct, frozen=True, kw_only=True):
         first, *rest = case.messages
         if first["role"] != "system":
             return [{"role": "system", "content": self.system}, *case.messages]
-        return [{"role": "system", "content": f"{self.system}\n\n{first['content']}"}, *rest]
+        return [{"role": "system", "content": f"{self.system}\n\n{first.get('content', '')}"}, *rest]
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -150,7 +150,7 @@ def _rows(file: Path) -> Iterator[dict[str, Any]]:
         with file.open(encoding="utf-8-sig", newline="") as lines:
             yield from ({key: value for key, value in found.items() if value not in ("", None)} for found in csv.DictReader(lines))
     elif file.suffix == ".jsonl":
-        for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
+        for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), 1):
             if line.strip():
                 try:
                     yield json.loads(line)

@@ -77,6 +77,7 @@ def test_an_answer_that_does_not_stream_has_no_time_to_first_token(upstream, ask
         ({"error_event": True}, "protocol: error in the stream: the engine died"),
         ({"status": 500}, "http_500: "),
         ({"status": 503}, "http_503: "),
+        ({"status": 307, "headers": {"location": "/v1/elsewhere"}}, "http_307: "),
         ({"wait_s": 5.0}, "timeout: "),
     ],
 )

@@ -58,17 +58,18 @@ def test_slices_latency_tokens_and_cost():
     """Each slice on its own; percentiles by nearest rank; cached and failed answers lend no latency; unknown cost stays unknown."""
     rows = [made(at, slice_="ab"[at % 2], ttft_s=at / 100, total_s=at / 10, completion_tokens=2, prompt_tokens=3, itl_s=(0.01, 0.02, 0.03))
             for at in range(1, 101)]  # fmt: skip
-    rows += [made(200, ttft_s=99.0, cached=True, cost_usd=0.5), made(201, error="http_500: x", ttft_s=88.0)]
+    rows += [made(200, ttft_s=99.0, cached=True, cost_usd=0.5), made(201, error="http_500: it broke", ttft_s=88.0)]
+    rows += [made(202, finish_reason="length", cached=True)]
     found = report(rows)
     assert found.ttft[:4] == (0.5, 0.95, 0.99, 1.0) and found.ttft.n == 100
     assert found.total.longest == 10.0 and found.gap.p50 == 0.01
     assert {name: part.rows for name, part in found.slices.items()} == {"a": 50, "b": 50}
-    assert (found.prompt_tokens, found.completion_tokens, found.cost_usd, found.cached) == (300, 200, 0.5, 1)
-    assert found.errors == {"http_500": 1}
+    assert (found.prompt_tokens, found.completion_tokens, found.cost_usd, found.cached) == (300, 200, 0.5, 2)
+    assert (found.errors, found.an_error, found.truncated) == ({"http_500": 1}, "http_500: it broke", 1)
     assert report(rows[:3]).cost_usd is None
     facts = {"suite": "s", "model": "m", "host": "h", "started": "now", "data_sha256": "0" * 64}
     text = "\n".join(lines(facts, found))
-    assert "1 http_500" in text and "1 of 102" in text and "p95 950.0 ms" in text
+    assert "1 http_500" in text and "2 of 103" in text and "p95 950.0 ms" in text
 
 
 def test_nothing_measured_is_nothing_said():
