@@ -41,6 +41,7 @@ def evals() -> None:
 @click.option("--digest", default="", help="The model's revision or digest, kept as evidence and part of the cache's key.")
 @click.option("--onprem", is_flag=True, help="Declare that the model, and all the base URL relays to, is on premises.")
 @click.option("--not-sensitive", is_flag=True, help="Declare that the data may leave the premises.")
+@click.option("--data-class", default="", metavar="NAME", help="The data's class, told to the router (header inhouse-data-class).")
 @click.option("--timeout", "timeout_s", default=300.0, show_default=True, type=click.FloatRange(0.1), help="Seconds for one answer.")
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Under open-loop load: requests a second, never from the cache.")
 @click.option("--slo-ttft", type=float, help="With --rate: seconds to the first token within which a request is good.")
@@ -110,13 +111,12 @@ def _plan(home: Path, **asked: Any) -> "Plan":
         asked["suite"], scorer=asked["scorer"], instruct=asked["instruct"], sensitive=False if asked["not_sensitive"] else None
     )
     url, key = where(home, asked["base_url"], asked["key_env"])
-    endpoint = Endpoint(
-        url, asked["model"], api=asked["api"], key=key, onprem=asked["onprem"], digest=asked["digest"], timeout_s=asked["timeout_s"]
-    )
+    both: dict[str, Any] = {"data_class": asked["data_class"], "timeout_s": asked["timeout_s"]}
+    endpoint = Endpoint(url, asked["model"], api=asked["api"], key=key, onprem=asked["onprem"], digest=asked["digest"], **both)
     judge = None
     if asked["judge_model"]:
         url, key = where(home, asked["judge_url"], asked["judge_key_env"])
-        judge = Endpoint(url, asked["judge_model"], key=key, onprem=asked["judge_onprem"], timeout_s=asked["timeout_s"])
+        judge = Endpoint(url, asked["judge_model"], key=key, onprem=asked["judge_onprem"], **both)
     load = Load(rate_per_s=asked["rate"], slo_ttft_s=asked["slo_ttft"], slo_tpot_s=asked["slo_tpot"]) if asked["rate"] else None
     return Plan(
         limited(suite, asked["limit"]),

@@ -42,6 +42,7 @@ class Endpoint:
     onprem: bool = False
     digest: str = ""
     timeout_s: float = 300.0
+    data_class: str = ""  # told to the router, which holds it to that class's zones
 
     @property
     def url(self) -> str:
@@ -81,7 +82,8 @@ class Client:
         self.endpoint = endpoint
         self._session = session
         self._url = endpoint.url
-        self._headers = dialect.headers(endpoint.api, endpoint.key)
+        labels = {"inhouse-data-class": endpoint.data_class} if endpoint.data_class else {}
+        self._headers = dialect.headers(endpoint.api, endpoint.key) | labels
 
     def body(self, messages: list[dict[str, Any]], request: dict[str, Any]) -> bytes:
         """The bytes that ask these messages."""

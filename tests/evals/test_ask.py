@@ -182,6 +182,14 @@ def test_sensitive_data_opens_no_connection_to_a_place_not_declared_ours(upstrea
         assert asyncio.run(work(Endpoint(server.base_url, "m"), sensitive=False)).answer.text == "fine"
 
 
+def test_the_class_of_the_data_goes_along_and_changes_no_answer(upstream, ask):
+    """The router is told the class; the answers' cache is not, as the class decides who answers and not what."""
+    with upstream.serving(lambda _: upstream.Reply()) as server:
+        ask(Endpoint(server.base_url, "m", data_class="confidential"), 2)
+        ask(Endpoint(server.base_url, "m"), 3)
+        assert server.classes == ["confidential", "confidential", ""]
+
+
 def test_a_key_is_in_no_text_of_an_endpoint():
     """What is printed or logged of an endpoint has neither key nor the address's secrets."""
     endpoint = Endpoint("https://user:hidden@api.example.com/v1", "m", key="sk-secret")
