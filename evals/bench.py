@@ -139,9 +139,8 @@ def _ours(name: str, url: str, model: str, home: Path | None = None) -> Program:
 
 
 def _mlflow(url: str) -> Program:
-    return Program(
-        "mlflow.genai.evaluate", lambda file, own: [sys.executable, "-c", _MLFLOW, str(file), url, str(own)], r"exact/mean': (np\.float64\()?1\.0\b"
-    )
+    proof = r"exact/mean': (np\.float64\()?1\.0\b"
+    return Program("mlflow.genai.evaluate", lambda file, own: [sys.executable, "-c", _MLFLOW, str(file), url, str(own)], proof)
 
 
 def _lm_eval(url: str, program: str) -> Program:
