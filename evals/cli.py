@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import click
 import msgspec
@@ -167,7 +168,7 @@ def where(home: Path, base_url: str | None, key_env: str | None) -> tuple[str, s
         raise click.UsageError(f"--key-env {key_env}: there is no such environment variable; export it first")
     key = os.environ.get(key_env, "") if key_env else ""
     if base_url is not None:
-        if not base_url.startswith(("http://", "https://")):
+        if not (base_url.startswith(("http://", "https://")) and urlsplit(base_url).hostname):
             raise click.UsageError(f"--base-url {base_url}: begins with http:// or https://, for example http://127.0.0.1:8000/v1")
         return base_url, key
     file = home / "key"

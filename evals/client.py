@@ -117,7 +117,7 @@ class Client:
         except TimeoutError:
             error = f"timeout: not complete within {self.endpoint.timeout_s:g} s"
         except aiohttp.ClientConnectorError as problem:
-            error, unsent = f"connect: {problem.strerror or problem}", True
+            error, unsent = f"connect: {problem}"[:300], True
         except (aiohttp.ClientError, ConnectionError) as problem:
             error = f"cut: {type(problem).__name__}: {problem}"[:300]
         except ProtocolError as problem:

@@ -170,6 +170,7 @@ def test_fresh_asks_what_was_answered_before(upstream, data, command):
         (("DATA", "--scorer", "exact", "--body", "[]"), "--body is a JSON object"),
         (("DATA", "--scorer", "exact", "--key-env", "NO_SUCH_NAME"), "there is no such environment variable"),
         (("DATA", "--scorer", "exact", "--base-url", "localhost"), "begins with http:// or https://"),
+        (("DATA", "--scorer", "exact", "--base-url", "http:///v1"), "for example http://127.0.0.1:8000/v1"),
     ],
 )
 def test_what_a_user_gets_wrong_is_one_line_that_helps(command, data, words, says):
