@@ -1,7 +1,8 @@
 """What asking costs: our runner over a model server that costs nothing, beside mlflow.genai.evaluate and lm-eval on the same rows.
 
 Every figure is of a whole program, measured from outside: wall time, and the CPU time of its processes. A row's cost is the difference
-between many rows and few, so that no one's start-up counts. The peers get no rate limit and as many workers as we use.
+between many rows and few, so that no one's start-up counts. lm-eval asks as much at once as we do; MLflow has no
+rate limit and its own number of workers, as with 32 its threads wait half a minute each for a connection to its database (2026-11-25).
 """
 
 import json
@@ -56,7 +57,6 @@ _QUIET = {
     "GIT_PYTHON_REFRESH": "quiet",
     "TOKENIZERS_PARALLELISM": "false",
     "MLFLOW_GENAI_EVAL_PREDICT_RATE_LIMIT": "0",
-    "MLFLOW_GENAI_EVAL_MAX_WORKERS": str(AT_ONCE),
 }
 
 
