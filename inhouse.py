@@ -17,6 +17,7 @@ _PARTS = {
     "models": ("serving.cli:models", "Find, fetch and size the models of the catalog."),
     "keys": ("routing.cli:keys", "Make, list and revoke the API keys of callers."),
     "routes": ("routing.cli:routes", "Show and check which model answers which task."),
+    "eval": ("evals.cli:evals", "Ask models the cases of a task and say how good they are."),
     "bench": ("routing.bench.cli:bench", "Measure the router and the models beside their peers."),
 }
 _HOME = click.option("--home", envvar="INHOUSE_HOME", default=".inhouse", show_default=True, type=click.Path(path_type=Path),

@@ -134,8 +134,8 @@ def agresti_min(joined: Clustered, discordant: float, naive: float) -> Estimate:
     pairs = joined.n / spread
     centre = effect * pairs / (pairs + 2)
     variance = (discordant * pairs + 1 - (pairs + 2) * centre**2) / (pairs + 2) ** 2
-    df = np.inf if groups == joined.n else min(groups - 1, np.count_nonzero(joined.sums) + 2)
-    return Estimate(effect, centre, float(np.sqrt(variance)), joined.n, groups, spread, df=float(df))
+    df = np.inf if groups == joined.n else float(min(groups - 1, int(np.count_nonzero(joined.sums)) + 2))
+    return Estimate(effect, centre, float(np.sqrt(variance)), joined.n, groups, spread, df=df)
 
 
 def bootstrap(joined: Clustered, naive: float, *, bounded: bool, draws: int = DRAWS) -> Estimate:
