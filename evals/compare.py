@@ -15,7 +15,7 @@ from scipy.special import ndtri
 
 from evals import stats
 from evals.case import Row
-from evals.cost import Prices, costs_of
+from evals.cost import Price, Prices, costs_of
 from evals.stats import Estimate, Floats
 from evals.store import Stored
 from evals.verdict import Word
@@ -36,8 +36,7 @@ class Measure(NamedTuple):
     incumbent: float
     candidate: float
     effect: float
-    low: float | None
-    high: float | None
+    interval: tuple[float, float] | None
     n: int
 
 
@@ -55,6 +54,11 @@ class Pairs:
     def clusters(self) -> list[str]:
         """What is dependent: cases of one cluster, and samples of one case in any event."""
         return [row.cluster or f"\0{row.case_id}" for row, _ in self.rows]
+
+    @property
+    def is_sensitive(self) -> bool:
+        """Whether what the models wrote stays in the runs' own folders."""
+        return any(run.facts.get("settings", {}).get("sensitive", True) for run in (self.incumbent, self.candidate))
 
     def values(self) -> tuple[Floats, Floats]:
         first, second = (np.array([row.value or 0.0 for row in side]) for side in zip(*self.rows, strict=True))
@@ -172,28 +176,30 @@ _TIMES: tuple[tuple[str, Callable[[Row], float | None]], ...] = (
 
 
 def _timed(name: str, rows: list[tuple[Row, Row]], field: Callable[[Row], float | None]) -> Measure | None:
-    known = [(one.cluster or one.case_id, first, second) for one, two in rows
-             if (first := field(one)) is not None and (second := field(two)) is not None]  # fmt: skip
+    values = ((one.cluster or one.case_id, field(one), field(two)) for one, two in rows)
+    known = [(cluster, first, second) for cluster, first, second in values if first is not None and second is not None]
     if not known:
         return None
-    clusters, first, second = zip(*known, strict=True)
-    return _measured(name, np.array(first), np.array(second), clusters)
+    clusters, firsts, seconds = zip(*known, strict=True)
+    return _measured(name, np.array(firsts), np.array(seconds), clusters)
 
 
 def _measured(name: str, first: Floats, second: Floats, clusters: Sequence[Any]) -> Measure:
     several = len(set(clusters)) > 1
-    low, high = stats.paired(first, second, clusters, bounded=False).interval(0.05) if several else (None, None)
-    return Measure(name, float(first.mean()), float(second.mean()), float((second - first).mean()), low, high, len(first))
+    interval = stats.paired(first, second, clusters, bounded=False).interval(0.05) if several else None
+    return Measure(name, float(first.mean()), float(second.mean()), float((second - first).mean()), interval, len(first))
 
 
 def usd_per_success(pairs: Pairs, prices: Prices) -> tuple[float | None, float | None]:
     """Cost per successful task of both models: all that was paid over all that succeeded. None: unpriced, or nothing succeeded."""
-    found = []
-    for side, run in enumerate((pairs.incumbent, pairs.candidate)):
-        rows = [both[side] for both in pairs.rows]
-        costs, successes = costs_of(rows, prices.price(run.facts["model"])), math.fsum(row.value or 0.0 for row in rows)
-        found.append(math.fsum(costs) / successes if costs is not None and successes else None)
-    return found[0], found[1]
+    sides = zip((pairs.incumbent, pairs.candidate), zip(*pairs.rows, strict=True), strict=True)
+    first, second = (_per_success(rows, prices.price(run.facts["model"])) for run, rows in sides)
+    return first, second
+
+
+def _per_success(rows: Sequence[Row], price: Price | None) -> float | None:
+    costs, successes = costs_of(rows, price), math.fsum(row.value or 0.0 for row in rows)
+    return math.fsum(costs) / successes if costs is not None and successes else None
 
 
 def slices(pairs: Pairs) -> dict[str, tuple[int, float, float]]:

@@ -1,6 +1,7 @@
 """Keeps a comparison: `<home>/evals/<id>/` with pairs.parquet, report.html and, written last, verdict.json. Nothing there is changed later.
 
-Not here: how it is decided (compare.py), MLflow (tracking.py).
+What models wrote about sensitive data is not in it, so that all of it may be passed on. Not here: the decision (compare.py), MLflow
+(tracking.py).
 """
 
 import datetime
@@ -13,6 +14,8 @@ from evals import page, store
 from evals.compare import Comparison, measures, usd_per_success
 from evals.cost import Prices
 from evals.verdict import Verdict, write_verdict
+
+_TEXTS = ("text", "tool_calls", "reason", "error")  # columns in which a model's words, or a quote of them, may stand
 
 
 class Kept(NamedTuple):
@@ -29,7 +32,7 @@ def keep(home: Path, made: Comparison, prices: Prices, mlflow_run: str | None = 
     verdict = verdict_of(made, prices, now, mlflow_run)
     folder = store.folder_of(home) / verdict.id
     folder.mkdir(parents=True)
-    write_rows(made, folder / "pairs.parquet", with_text=True)
+    write_rows(made, folder / "pairs.parquet")
     html = page.page(verdict, made, measures(made.pairs, prices))
     (folder / "report.html").write_text(html, encoding="utf-8")
     write_verdict(folder, verdict)
@@ -55,8 +58,8 @@ def verdict_of(made: Comparison, prices: Prices, now: datetime.datetime, mlflow_
         date=now.isoformat(timespec="seconds"))  # fmt: skip
 
 
-def write_rows(made: Comparison, file: Path, *, with_text: bool) -> None:
-    """One parquet of the rows of both runs, with the role and run of each. Without text: what the models wrote is left out."""
+def write_rows(made: Comparison, file: Path) -> None:
+    """One parquet of the rows of both runs, with the role and run of each."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -65,11 +68,8 @@ def write_rows(made: Comparison, file: Path, *, with_text: bool) -> None:
         table: Any = pq.read_table(run.folder / "rows.parquet")
         for name, value in (("role", role), ("run", run.id)):
             table = table.append_column(name, pa.array([value] * len(table), pa.string()))
-        tables.append(table if with_text else table.drop_columns([name for name in TEXTS if name in table.column_names]))
+        tables.append(table.drop_columns(list(_TEXTS)) if made.pairs.is_sensitive else table)
     pq.write_table(pa.concat_tables(tables), file, compression="zstd")
-
-
-TEXTS = ("text", "tool_calls", "reason", "error")  # columns in which a model's words, or a scorer's quote of them, may stand
 
 
 def _slug(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What an answer costs: hosted models by their price per token, own models by their accelerators' hours. Arithmetic and one file; no network.
+"""What an answer costs: hosted models by their price per token, own models by their accelerators' hours. One file is read; no network.
 
 An own model's price per token depends on how busy its accelerators are more than on anything else, so it is a curve over utilisation (the
 share of the tokens a second measured at the latency goal that is really asked for), never one number.

@@ -60,16 +60,17 @@ def drawn(effect: float, low: float, high: float, margin: float) -> str:
 
 def _differing(made: Comparison) -> Iterable[tuple[str, ...]]:
     different = [both for both in made.pairs.rows if (both[0].value or 0.0) != (both[1].value or 0.0)]
-    return ((one.case_id, one.slice, _said(one), _said(two)) for one, two in different[:SHOWN])
+    hidden = made.pairs.is_sensitive
+    return ((one.case_id, one.slice, _said(one, hidden=hidden), _said(two, hidden=hidden)) for one, two in different[:SHOWN])
 
 
-def _said(row: Row) -> str:
+def _said(row: Row, *, hidden: bool) -> str:
     mark = "failed" if row.failed else f"{row.value:g}"
-    return f"{mark}: {row.error or row.text or row.tool_calls}"[:400]
+    return mark if hidden else f"{mark}: {row.error or row.text or row.tool_calls}"[:400]
 
 
 def _figure(one: Measure) -> tuple[str, ...]:
-    interval = "" if one.low is None or one.high is None else f"{one.low:.4g} to {one.high:.4g}"
+    interval = "unknown" if one.interval is None else f"{one.interval[0]:.4g} to {one.interval[1]:.4g}"
     return one.name, f"{one.incumbent:.4g}", f"{one.candidate:.4g}", f"{one.effect:+.4g}", interval, str(one.n)
 
 
