@@ -7,6 +7,7 @@ import hashlib
 import os
 import sqlite3
 from pathlib import Path
+from typing import Self
 
 import msgspec
 
@@ -49,6 +50,8 @@ class Cache:
         if not answer.failed:
             self._db.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, _ENCODE(answer)))
 
-    def close(self) -> None:
-        """Closes the file."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._db.close()

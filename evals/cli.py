@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 if TYPE_CHECKING:
     from evals.ask import Told
@@ -40,7 +41,20 @@ def evals() -> None:
 @click.option("--digest", default="", help="The model's revision or digest, kept as evidence and part of the cache's key.")
 @click.option("--onprem", is_flag=True, help="Declare that the model, and all the base URL relays to, is on premises.")
 @click.option("--not-sensitive", is_flag=True, help="Declare that the data may leave the premises.")
+@click.option("--data-class", default="", metavar="NAME", help="The data's class, told to the router (header inhouse-data-class).")
 @click.option("--timeout", "timeout_s", default=300.0, show_default=True, type=click.FloatRange(0.1), help="Seconds for one answer.")
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Under open-loop load: requests a second, never from the cache.")
+@click.option("--slo-ttft", type=float, help="With --rate: seconds to the first token within which a request is good.")
+@click.option("--slo-tpot", type=float, help="With --rate: seconds a token after the first within which a request is good.")
+@click.option("--judge-model", help="The model that judges, where the scorer is `judge`.")
+@click.option("--judge-url", help="Where the judge answers, up to /v1. Without it: this machine's router.")
+@click.option("--judge-key-env", metavar="NAME", help="The environment variable that holds the key for --judge-url.")
+@click.option("--judge-onprem", is_flag=True, help="Declare that the judge, and all its base URL relays to, is on premises.")
+@click.option(
+    "--judge-labels",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="People's labels (JSONL of case_id, text, label): how often the judge is wrong.",
+)
 @HOME
 @JSON
 def run_suite(*, home: Path, as_json: bool, **asked: Any) -> None:
@@ -63,16 +77,23 @@ def run_suite(*, home: Path, as_json: bool, **asked: Any) -> None:
 
 @evals.command("report")
 @click.argument("run_id", metavar="RUN", required=False)
+@click.option(
+    "--vllm-bench", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Show a result of `vllm bench serve` instead."
+)
 @HOME
 @JSON
-def report_run(run_id: str | None, home: Path, *, as_json: bool) -> None:
+def report_run(run_id: str | None, vllm_bench: Path | None, home: Path, *, as_json: bool) -> None:
     """Show what a RUN says (its id, or the beginning of it); without RUN the list of all, newest first.
 
     Example: inhouse eval report 20261125-1
     """
-    from evals import store
+    from evals import load, store
 
     with told():
+        if vllm_bench is not None:
+            made = load.read_vllm_bench(vllm_bench)
+            click.echo(msgspec.json.encode(made).decode() if as_json else "\n".join(load.lines(made)))
+            return
         if run_id is not None:
             show(store.read_run(home, run_id), as_json=as_json)
             return
@@ -82,17 +103,30 @@ def report_run(run_id: str | None, home: Path, *, as_json: bool) -> None:
 
 def _plan(home: Path, **asked: Any) -> "Plan":
     from evals.client import Endpoint
+    from evals.load import Load
     from evals.run import Plan, limited
     from evals.suite import read_suite
 
     suite = read_suite(
         asked["suite"], scorer=asked["scorer"], instruct=asked["instruct"], sensitive=False if asked["not_sensitive"] else None
     )
-    base_url, key = where(home, asked["base_url"], asked["key_env"])
-    endpoint = Endpoint(base_url, asked["model"], api=asked["api"], key=key, onprem=asked["onprem"], digest=asked["digest"],
-                        timeout_s=asked["timeout_s"])  # fmt: skip
+    url, key = where(home, asked["base_url"], asked["key_env"])
+    both: dict[str, Any] = {"data_class": asked["data_class"], "timeout_s": asked["timeout_s"]}
+    endpoint = Endpoint(url, asked["model"], api=asked["api"], key=key, onprem=asked["onprem"], digest=asked["digest"], **both)
+    judge = None
+    if asked["judge_model"]:
+        url, key = where(home, asked["judge_url"], asked["judge_key_env"])
+        judge = Endpoint(url, asked["judge_model"], key=key, onprem=asked["judge_onprem"], **both)
+    load = Load(rate_per_s=asked["rate"], slo_ttft_s=asked["slo_ttft"], slo_tpot_s=asked["slo_tpot"]) if asked["rate"] else None
     return Plan(
-        limited(suite, asked["limit"]), endpoint, samples=asked["samples"], at_once=asked["at_once"], request=_fields(asked["body"])
+        limited(suite, asked["limit"]),
+        endpoint,
+        samples=asked["samples"],
+        at_once=asked["at_once"],
+        request=_fields(asked["body"]),
+        load=load,
+        judge=judge,
+        labels=asked["judge_labels"],
     )
 
 
@@ -122,15 +156,19 @@ def _fields(text: str) -> dict[str, Any]:
 
 def show(made: "Stored", *, as_json: bool) -> None:
     """Prints a run's report and where it is kept."""
-    import msgspec
-
-    from evals.report import lines, report
+    from evals import load
+    from evals.report import judge_lines, lines, report
 
     found = report(made.rows)
     if as_json:
         click.echo(json.dumps({"run": made.id, "facts": made.facts, "report": msgspec.to_builtins(found)}, indent=1))
         return
-    click.echo("\n".join([*lines(made.facts, found), f"run {made.id}", f"kept in {made.folder}"]))
+    out = lines(made.facts, found)
+    if "load" in made.facts:
+        out += load.lines(msgspec.convert(made.facts["load"], load.Loaded))
+    if "judge" in made.facts:
+        out += judge_lines(made.facts["judge"])
+    click.echo("\n".join([*out, f"run {made.id}", f"kept in {made.folder}"]))
 
 
 @contextmanager
@@ -163,13 +201,15 @@ def _progress(title: str) -> "Iterator[Callable[[Told], None]]":
 def told() -> Iterator[None]:
     """What a user can cause is told in one line; Ctrl-C says that nothing is lost."""
     from evals.client import AskError
+    from evals.judge import JudgeError
+    from evals.load import LoadError
     from evals.scorers import ScorerError
     from evals.store import StoreError
     from evals.suite import SuiteError
 
     try:
         yield
-    except (AskError, ScorerError, StoreError, SuiteError, OSError) as error:
+    except (AskError, JudgeError, LoadError, ScorerError, StoreError, SuiteError, OSError) as error:
         raise click.ClickException(str(error)) from None
     except KeyboardInterrupt:
         click.echo("interrupted; what was answered is kept: the same command goes on from here", err=True)

@@ -33,6 +33,12 @@ class Spread(NamedTuple):
     longest: float
     n: int
 
+    def __str__(self) -> str:
+        words = ("p50", "p95", "p99", "longest")
+        return (
+            "  ".join(f"{word} {_ms(time)}" for word, time in zip(words, self[:4], strict=True) if not math.isnan(time)) + f"  (n={self.n})"
+        )
+
 
 class Quality(msgspec.Struct, frozen=True, kw_only=True):
     """The three numbers that belong together, of all rows or of a slice."""
@@ -58,6 +64,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     cost_usd: float | None
     cached: int
     errors: dict[str, int]
+    an_error: str  # the first failure in full
+    truncated: int  # complete answers that ended because no more tokens were allowed
 
 
 def report(rows: Sequence[Row]) -> Report:
@@ -75,6 +83,8 @@ def report(rows: Sequence[Row]) -> Report:
         completion_tokens=sum(row.completion_tokens or 0 for row in rows),
         cost_usd=math.fsum(costs) if costs else None,
         cached=sum(row.cached for row in rows),
+        an_error=next((row.error for row in rows if row.failed), ""),
+        truncated=sum(row.finish_reason in ("length", "max_tokens") for row in rows),
         errors=_counted(row.error.partition(":")[0] for row in rows if row.failed),
     )
 
@@ -153,9 +163,12 @@ def lines(facts: dict[str, Any], made: Report) -> list[str]:
         out.append(f"  unscored             {whole.unscored} of {whole.rows}: in neither number above but completion")
     if made.errors:
         out.append("  failures             " + ", ".join(f"{count} {word}" for word, count in made.errors.items()))
+        out.append(f"    the first          {made.an_error[:100]}")
+    if made.truncated:
+        out.append(f"  cut by max_tokens    {made.truncated} of {whole.rows}: complete, but not to the model's own end")
     for title, times in (("time to first token", made.ttft), ("gap between chunks", made.gap), ("whole answer", made.total)):
         if times:
-            out.append(f"  {title:<21}{_spread(times)}")
+            out.append(f"  {title:<21}{times}")
     cost = "" if made.cost_usd is None else f", {made.cost_usd:.6f} USD by the router's account"
     out.append(f"  tokens               {made.prompt_tokens:,} in, {made.completion_tokens:,} out{cost}")
     if made.cached:
@@ -165,15 +178,24 @@ def lines(facts: dict[str, Any], made: Report) -> list[str]:
     return out
 
 
+def judge_lines(facts: dict[str, Any]) -> list[str]:
+    """What run.json says about the judge, as text."""
+    out = [f"judged by {facts['model']} at {facts['host']}; it changed its mind on {facts['flips']} of {facts['asked']} when swapped"]
+    if "fault" not in facts:
+        return [*out, "  how often it is wrong is unknown: label some answers and add --judge-labels FILE"]
+    fault = facts["fault"]
+    errors = f"passed {fault['false_pass']} wrong, failed {fault['false_fail']} right answers"
+    return [
+        *out,
+        f"  wrong                {_said(Share(*fault['wrong']))}   {errors}",
+        f"  quality, corrected   {_said(Share(*fault['rectified']))}   by {fault['labelled']} labels, if these were drawn at random",
+    ]
+
+
 def _said(part: Share) -> str:
     if part.value is None:
         return "unknown: nothing was scored"
     return f"{part.value:6.1%}  ({part.low:.1%} to {part.high:.1%}, n={part.n})"
-
-
-def _spread(times: Spread) -> str:
-    p50, p95, p99, longest = map(_ms, times[:4])
-    return f"p50 {p50}  p95 {p95}  p99 {p99}  longest {longest}  (n={times.n})"
 
 
 def _ms(seconds: float) -> str:

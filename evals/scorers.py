@@ -1,19 +1,16 @@
 """Scorers: functions from a case and its answer to a value from 0 to 1, or None where they can't tell, with a reason. Pure.
 
-A task names one (`scorer: exact`) or one with options (`scorer: {use: numeric, relative: 0.01}`). SQL is executed in sql.py, the judge
-asks a model in judge.py; both are named in the same way.
+Each answers one question and says in its docstring what looks right and is wrong. SQL is in sql.py as it is executed, a model as a judge
+in judge.py as it is asked; which one a task gets is scoring.py's work.
 """
 
-import difflib
-import inspect
 import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from evals.case import Answer, Case, Score
+from evals.case import Answer, Case
 
 _NUMBER = r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
 _FENCE = re.compile(r"\s*```[a-zA-Z]*\n(.*?)\n?```\s*", re.DOTALL)
@@ -154,58 +151,6 @@ def tool_calls(*, ordered: bool = False) -> Scorer:
     return score
 
 
-def _sql(folder: Path, *, databases: str, deadline_s: float = 2.0) -> Scorer:
-    from evals.sql import sql_equal
-
-    return sql_equal(folder / databases, deadline_s=deadline_s)
-
-
-FACTORIES: dict[str, Callable[..., Scorer]] = {
-    "exact": exact,
-    "normalised": normalised,
-    "numeric": numeric,
-    "regex": regex,
-    "json_equal": json_equal,
-    "json_schema": json_schema,
-    "field_f1": field_f1,
-    "tool_calls": tool_calls,
-}
-_SELF_SUFFICIENT = {"regex": "pattern", "json_schema": "schema"}  # with this option a case needs no `expected`
-
-
-def scorer_of(spec: dict[str, Any], folder: Path, cases: list[Case]) -> Scorer:
-    """The scorer that a task names, with its options; paths in them are relative to `folder`.
-
-    Raises `ScorerError` for an unknown name or option, and where a case has nothing to be compared with.
-    """
-    name, options = str(spec.get("use", "")), {key: value for key, value in spec.items() if key != "use"}
-    if name != "sql" and name not in FACTORIES:
-        raise ScorerError(
-            f"no scorer `{name}`{_nearest(name, [*FACTORIES, 'sql', 'judge'])}. There are: {', '.join(FACTORIES)}, sql, judge"
-        )
-    factory = FACTORIES.get(name, _sql)
-    known = [key for key in inspect.signature(factory).parameters if key != "folder"]
-    for key in options:
-        if key not in known:
-            raise ScorerError(f"scorer {name} has no option `{key}`{_nearest(key, known)}. It has: {', '.join(known) or 'none'}")
-    lacking = next((case.id for case in cases if case.expected is None), None)
-    if lacking is not None and not options.get(_SELF_SUFFICIENT.get(name, "")):
-        raise ScorerError(f"scorer {name} compares with `expected`, and case {lacking} has none")
-    try:
-        return factory(folder, **options) if name == "sql" else factory(**options)
-    except TypeError as error:
-        raise ScorerError(f"scorer {name}: {error}") from None
-
-
-def score(scorer: Scorer, case: Case, answer: Answer) -> Score:
-    """One answer's score. A failed request is unscored here: that it counts as a failure is the report's word."""
-    try:
-        mark = Mark(None, "the request failed") if answer.failed else scorer(case, answer)
-    except RecursionError:
-        mark = Mark(0.0, "nested too deeply")
-    return Score(case.id, answer.sample, mark.value, mark.reason)
-
-
 def same(one: Any, two: Any) -> bool:
     """Whether two JSON values are equal: numbers by value, true and 1 apart."""
     if isinstance(one, dict) and isinstance(two, dict):
@@ -258,8 +203,3 @@ def _leaves(value: Any, path: str = "$") -> Iterator[tuple[str, str]]:
             yield from _leaves(inner, f"{path}[{at}]")
     elif value is not None:
         yield path, json.dumps(int(value) if isinstance(value, float) and value.is_integer() else value)
-
-
-def _nearest(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, 1)
-    return f"; did you mean `{close[0]}`?" if close else ""

@@ -22,7 +22,7 @@ _STEPS = 2000  # of SQLite's virtual machine between two looks at the clock: wel
 _FENCE = re.compile(r"\s*```(?:sql|sqlite)?\s*\n(.*?)\n?```\s*", re.DOTALL | re.IGNORECASE)
 _ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
 _FORBIDDEN_FUNCTIONS = {"load_extension", "randomblob", "zeroblob", "random", "readfile", "writefile", "edit", "fts3_tokenizer"}
-_LIMITS = {sqlite3.SQLITE_LIMIT_LENGTH: 1_000_000, sqlite3.SQLITE_LIMIT_SQL_LENGTH: 20_000, sqlite3.SQLITE_LIMIT_EXPR_DEPTH: 200,
+_LIMITS = {sqlite3.SQLITE_LIMIT_LENGTH: 50_000, sqlite3.SQLITE_LIMIT_SQL_LENGTH: 20_000, sqlite3.SQLITE_LIMIT_EXPR_DEPTH: 200,
            sqlite3.SQLITE_LIMIT_COMPOUND_SELECT: 50, sqlite3.SQLITE_LIMIT_ATTACHED: 0}  # fmt: skip
 
 Result = tuple[int, list[tuple[Any, ...]]]  # columns, rows
@@ -90,7 +90,9 @@ def execute(database: sqlite3.Connection, sql: str, deadline_s: float) -> Result
         rows = cursor.fetchmany(MAX_ROWS + 1)
         if len(rows) > MAX_ROWS:
             raise ValueError(f"more than {MAX_ROWS} rows")
-        return len(cursor.description or ()), rows
+        if cursor.description is None:
+            raise ValueError("no statement that returns rows")
+        return len(cursor.description), rows
 
 
 def _orders(sql: str) -> bool:

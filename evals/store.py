@@ -37,7 +37,7 @@ def write_run(home: Path, run_id: str, facts: dict[str, Any], rows: list[Row]) -
     import pyarrow.parquet as pq
 
     folder = folder_of(home) / run_id
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, mode=0o700)  # answers may be confidential
     columns = {field: [getattr(row, field) for row in rows] for field in Row.__struct_fields__}
     pq.write_table(pa.table(columns, schema=_schema()), folder / "rows.parquet", compression="zstd")
     draft = folder / ".run.json"

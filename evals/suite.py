@@ -51,7 +51,37 @@ class Suite(msgspec.Struct, frozen=True, kw_only=True):
         first, *rest = case.messages
         if first["role"] != "system":
             return [{"role": "system", "content": self.system}, *case.messages]
-        return [{"role": "system", "content": f"{self.system}\n\n{first['content']}"}, *rest]
+        return [{"role": "system", "content": f"{self.system}\n\n{first.get('content', '')}"}, *rest]
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One task.yaml. `instruct`: the prompt is sent as a system message; without it the model is meant to know the task.
+
+    `generator`, `seed` and `held_out` say how the cases were made; a folder of your own has none.
+    """
+
+    name: str
+    scorer: str | dict[str, Any]
+    description: str = ""
+    prompt: str = ""
+    instruct: bool = False
+    request: dict[str, Any] = msgspec.field(default_factory=dict)
+    sensitive: bool = True
+    licence: str = ""
+    generator: str = ""
+    seed: int = 0
+    held_out: int = 0
+
+
+def read_task(folder: Path) -> Task:
+    """The task.yaml of a suite's folder. Raises `SuiteError` where it is missing or has what a task has not."""
+    file = folder / "task.yaml"
+    try:
+        return msgspec.convert(yaml.safe_load(file.read_text(encoding="utf-8")), Task)
+    except FileNotFoundError:
+        raise SuiteError(f"{folder} is no suite: it has no task.yaml (see {SUITES / 'intent'} for one)") from None
+    except (msgspec.ValidationError, yaml.YAMLError) as error:
+        raise SuiteError(f"{file}: {error}. A task has: {', '.join(Task.__struct_fields__)}") from None
 
 
 def shipped() -> list[str]:
@@ -68,22 +98,19 @@ def read_suite(asked: str, *, scorer: str | None = None, instruct: bool | None =
     if not path.exists():
         raise SuiteError(f"no suite and no file `{asked}`. The shipped suites: {', '.join(shipped())}; a file is .jsonl, .csv or .parquet")
     file = path / "cases.jsonl" if path.is_dir() else path
-    task: dict[str, Any] = yaml.safe_load((path / "task.yaml").read_text(encoding="utf-8")) if path.is_dir() else {}
-    how = yaml.safe_load(scorer) if scorer else task.get("scorer")
+    task = read_task(path) if path.is_dir() else Task(name=path.stem, scorer="")
+    how = yaml.safe_load(scorer) if scorer else task.scorer
     if not how:
-        raise SuiteError(
-            f"{asked}: how is an answer scored? Say it, for example --scorer exact or --scorer '{{use: numeric, relative: 0.01}}'"
-        )
-    does_instruct = task.get("instruct", False) if instruct is None else instruct
+        raise SuiteError(f"{asked}: how is an answer scored? Say it: --scorer exact, or --scorer '{{use: numeric, relative: 0.01}}'")
     return Suite(
-        name=task.get("name", path.stem),
+        name=task.name,
         cases=read_cases(file),
         data_sha256=_digest(file, path),
         scorer={"use": how} if isinstance(how, str) else how,
         folder=file.parent,
-        system=task.get("prompt", "").strip() if does_instruct else "",
-        request=task.get("request", {}),
-        sensitive=task.get("sensitive", True) if sensitive is None else sensitive,
+        system=task.prompt.strip() if (task.instruct if instruct is None else instruct) else "",
+        request=task.request,
+        sensitive=task.sensitive if sensitive is None else sensitive,
     )
 
 
@@ -123,7 +150,7 @@ def _rows(file: Path) -> Iterator[dict[str, Any]]:
         with file.open(encoding="utf-8-sig", newline="") as lines:
             yield from ({key: value for key, value in found.items() if value not in ("", None)} for found in csv.DictReader(lines))
     elif file.suffix == ".jsonl":
-        for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
+        for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), 1):
             if line.strip():
                 try:
                     yield json.loads(line)

@@ -29,13 +29,10 @@ def ask(tmp_path):
 
     def asked(endpoint, n=10, *, samples=1, at_once=8, request=None, told=lambda _: None):
         async def work():
-            cache = Cache(tmp_path)
-            try:
+            with Cache(tmp_path) as cache:
                 async with open_client(endpoint, sensitive=False) as client:
                     asking = Asking(client, cache, Pace(at_once), told)
                     return await asking.all(list(questions(client, suite_of(n), samples, request or {})))
-            finally:
-                cache.close()
 
         return asyncio.run(work())
 

@@ -77,6 +77,7 @@ def test_an_answer_that_does_not_stream_has_no_time_to_first_token(upstream, ask
         ({"error_event": True}, "protocol: error in the stream: the engine died"),
         ({"status": 500}, "http_500: "),
         ({"status": 503}, "http_503: "),
+        ({"status": 307, "headers": {"location": "/v1/elsewhere"}}, "http_307: "),
         ({"wait_s": 5.0}, "timeout: "),
     ],
 )
@@ -179,6 +180,14 @@ def test_sensitive_data_opens_no_connection_to_a_place_not_declared_ours(upstrea
         assert server.asked == []
         assert asyncio.run(work(Endpoint(server.base_url, "m", onprem=True), sensitive=True)).answer.text == "fine"
         assert asyncio.run(work(Endpoint(server.base_url, "m"), sensitive=False)).answer.text == "fine"
+
+
+def test_the_class_of_the_data_goes_along_and_changes_no_answer(upstream, ask):
+    """The router is told the class; the answers' cache is not, as the class decides who answers and not what."""
+    with upstream.serving(lambda _: upstream.Reply()) as server:
+        ask(Endpoint(server.base_url, "m", data_class="confidential"), 2)
+        ask(Endpoint(server.base_url, "m"), 3)
+        assert server.classes == ["confidential", "confidential", ""]
 
 
 def test_a_key_is_in_no_text_of_an_endpoint():

@@ -36,6 +36,7 @@ class Upstream:
         self.say = say
         self.asked: list[dict[str, Any]] = []
         self.keys: list[str] = []
+        self.classes: list[str] = []
         self.under_way = self.most_under_way = 0
         self.port = 0
 
@@ -52,6 +53,7 @@ class Upstream:
                 body = json.loads(await reader.readexactly(int(headers["content-length"])))
                 self.asked.append(body)
                 self.keys.append(headers.get("authorization", headers.get("x-api-key", "")))
+                self.classes.append(headers.get("inhouse-data-class", ""))
                 self.under_way += 1
                 self.most_under_way = max(self.most_under_way, self.under_way)
                 try:
