@@ -4,6 +4,8 @@ The question is non-inferiority: "is the candidate at most `margin` worse?", as 
 effective success. Several tasks share one error rate by Holm's procedure. Not here: formulas (stats.py), files (comparison.py).
 """
 
+import hashlib
+import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -85,8 +87,8 @@ class Comparison:
 
 def pair(incumbent: Stored, candidate: Stored) -> Pairs:
     """Joins two runs by case and sample. Raises `CompareError` where data, prompt, scorer or judge differ, or nothing is left to pair."""
-    for fact, word in (("data_sha256", "data"), ("prompt_sha256", "prompt"), ("scorer", "scorer"), ("judge_sha256", "judge")):
-        one, other = incumbent.facts.get(fact), candidate.facts.get(fact)
+    for word, fact in _SAME.items():
+        one, other = fact(incumbent.facts), fact(candidate.facts)
         if one != other:
             raise CompareError(f"these runs differ in their {word} ({_short(one)} and {_short(other)}), so their scores can't be paired. "
                                f"Run both models on the same: inhouse eval run SUITE --model NAME")  # fmt: skip
@@ -97,6 +99,22 @@ def pair(incumbent: Stored, candidate: Stored) -> Pairs:
         raise CompareError(f"{len(both)} cases are in both runs and {len(scored)} of them are scored; two independent ones are needed. "
                            f"See them: inhouse eval report {candidate.id}")  # fmt: skip
     return Pairs(incumbent, candidate, scored, len(both) - len(scored), len(first.keys() ^ second.keys()))
+
+
+def judge_sha256(facts: dict[str, Any]) -> str | None:
+    """What identifies a run's judge; None where nobody judged."""
+    judge = facts.get("judge")
+    if judge is None:
+        return None
+    return hashlib.sha256(json.dumps([judge.get(name) for name in ("model", "host", "digest")]).encode()).hexdigest()
+
+
+_SAME: dict[str, Callable[[dict[str, Any]], Any]] = {  # what two runs have to share
+    "data": lambda facts: facts.get("data_sha256"),
+    "prompt": lambda facts: facts.get("prompt_sha256"),
+    "scorer": lambda facts: facts.get("scorer"),
+    "judge": judge_sha256,
+}
 
 
 def compare(several: Sequence[Pairs], *, margin: float, alpha: float = 0.05) -> list[Comparison]:

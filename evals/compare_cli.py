@@ -1,7 +1,7 @@
 """`inhouse eval plan`, `compare` and `calibrate`: arguments in, text or JSON out. Importing this costs nothing but click."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,36 +38,43 @@ def plan(*, home: Path, as_json: bool, like: tuple[str, str] | None, **asked: An
 
     Example: inhouse eval plan --margin 0.02 --discordant 0.1
     """
-    from evals import power
-
-    if like:
-        with _told():
-            made = _pilot(home, like)
-        variance, spread = made.se**2 * made.n / made.design_effect, made.design_effect
-    else:
-        variance = power.discordant_variance(asked["discordant"], asked["effect"])
-        spread = power.design_effect(asked["cluster_size"], asked["correlation"])
-    if variance <= 0:
-        raise click.UsageError("--effect: a difference is never larger than the share of cases that differ (--discordant)")
-    alpha, total = asked["alpha"] / asked["tasks"], variance * spread
-    needed = power.cases_needed(asked["margin"], total, effect=asked["effect"], alpha=alpha, power=asked["power"])
-    found: dict[str, Any] = {"cases": needed, "margin": asked["margin"], "alpha": alpha, "power": asked["power"], "variance": variance,
-                             "design_effect": spread, "effect": asked["effect"]}  # fmt: skip
-    if asked["cases"]:
-        found["with_cases"] = {
-            "cases": asked["cases"],
-            "power": power.power_of(asked["cases"], asked["margin"], total, effect=asked["effect"], alpha=alpha),
-            "margin": power.margin_shown(asked["cases"], total, alpha=alpha, power=asked["power"]),
-        }
+    with _told():
+        variance, spread = _pilot(home, like) if like else _assumed(**asked)
+    found = _sizes(variance, spread, asked)
     click.echo(json.dumps(found, indent=1) if as_json else "\n".join(_planned(found)))
 
 
-def _pilot(home: Path, like: tuple[str, str]) -> Any:
+def _pilot(home: Path, like: tuple[str, str]) -> tuple[float, float]:
+    """Variance of one difference and design effect, of two runs."""
     from evals import stats, store
     from evals.compare import pair
 
     pairs = pair(*(store.read_run(home, run) for run in like))
-    return stats.paired(*pairs.values(), pairs.clusters)
+    made = stats.paired(*pairs.values(), pairs.clusters)
+    return made.se**2 * made.n / made.design_effect, made.design_effect
+
+
+def _assumed(*, discordant: float, effect: float, cluster_size: float, correlation: float, **_: Any) -> tuple[float, float]:
+    from evals import power
+
+    variance = power.discordant_variance(discordant, effect)
+    if variance <= 0 or abs(effect) > discordant:
+        raise click.UsageError(f"--effect {effect:g}: models that differ on {discordant:g} of the cases can't be that far apart; "
+                               "raise --discordant")  # fmt: skip
+    return variance, power.design_effect(cluster_size, correlation)
+
+
+def _sizes(variance: float, spread: float, asked: dict[str, Any]) -> dict[str, Any]:
+    from evals.power import cases_needed, margin_shown, power_of
+
+    level, total = asked["alpha"] / asked["tasks"], variance * spread
+    margin, effect, power = asked["margin"], asked["effect"], asked["power"]
+    found: dict[str, Any] = {"cases": cases_needed(margin, total, effect=effect, alpha=level, power=power), "margin": margin,
+                             "alpha": level, "power": power, "variance": variance, "design_effect": spread, "effect": effect}  # fmt: skip
+    if cases := asked["cases"]:
+        found["with_cases"] = {"cases": cases, "power": power_of(cases, margin, total, effect=effect, alpha=level),
+                               "margin": margin_shown(cases, total, alpha=level, power=power)}  # fmt: skip
+    return found
 
 
 def _planned(found: dict[str, Any]) -> Iterator[str]:
@@ -148,9 +155,10 @@ def lines(kept: "Kept", prices: Any) -> Sequence[str]:
     return [
         f"{verdict.task}: {verdict.candidate} is {verdict.sentence} (than {verdict.incumbent})",
         *(f"  {reason}" for reason in verdict.reasons),
-        f"  effective success    {verdict.candidate_success:.1%} against {verdict.incumbent_success:.1%}: {verdict.effect * 100:+.1f} points, "
-        f"{1 - verdict.level:.2%} interval {low * 100:+.1f} to {high * 100:+.1f}",
-        f"  evidence             {verdict.n} pairs in {verdict.clusters} clusters, {verdict.unscored} unscored, {verdict.unpaired} unpaired",
+        f"  effective success    {verdict.candidate_success:.1%} against {verdict.incumbent_success:.1%}: {verdict.effect * 100:+.1f} "
+        f"points, {1 - verdict.level:.2%} interval {low * 100:+.1f} to {high * 100:+.1f}",
+        f"  evidence             {verdict.n} pairs in {verdict.clusters} clusters, {verdict.unscored} unscored, "
+        f"{verdict.unpaired} unpaired",
         *(f"  {one.name:<21}{one.candidate:.4g} against {one.incumbent:.4g}"
           + (f", difference {one.interval[0]:+.4g} to {one.interval[1]:+.4g}" if one.interval else "")
           for one in measures(kept.made.pairs, prices)),
@@ -166,7 +174,7 @@ def _usd(amount: float | None) -> str:
 
 
 @click.command()
-@click.option("--repeats", default=2000, show_default=True, type=click.IntRange(10), help="Simulated comparisons of each kind.")
+@click.option("--repeats", default=4000, show_default=True, type=click.IntRange(10), help="Simulated comparisons of each kind.")
 @_JSON
 def calibrate(*, repeats: int, as_json: bool) -> None:
     """Simulate comparisons with a known truth and count how often the intervals and verdicts are right.
@@ -197,4 +205,4 @@ def _told() -> Iterator[None]:
         raise click.ClickException(str(error)) from None
 
 
-COMMANDS: tuple[Callable[..., Any], ...] = (plan, compare, calibrate)
+COMMANDS: tuple[click.Command, ...] = (plan, compare, calibrate)

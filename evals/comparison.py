@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evals import page, store
-from evals.compare import Comparison, measures, usd_per_success
+from evals.compare import Comparison, judge_sha256, measures, usd_per_success
 from evals.cost import Prices
 from evals.verdict import Verdict, write_verdict
 
@@ -50,7 +50,7 @@ def verdict_of(made: Comparison, prices: Prices, now: datetime.datetime, mlflow_
         id=f"{now:%Y%m%d-%H%M%S}-{names}-{secrets.token_hex(2)}", task=facts["suite"],
         incumbent=incumbent.facts["model"], candidate=facts["model"], n=made.estimate.n, clusters=made.estimate.clusters,
         unscored=pairs.unscored, unpaired=pairs.unpaired, data_sha256=facts["data_sha256"], prompt_sha256=facts["prompt_sha256"],
-        judge_sha256=facts.get("judge_sha256"), effect=made.estimate.effect, interval=made.interval, margin=made.margin, alpha=made.alpha,
+        judge_sha256=judge_sha256(facts), effect=made.estimate.effect, interval=made.interval, margin=made.margin, alpha=made.alpha,
         level=made.level, verdict=made.word, reasons=made.reasons, more_cases=made.more_cases, incumbent_success=float(first.mean()),
         candidate_success=float(second.mean()), incumbent_digest=incumbent.facts.get("model_digest", ""),
         candidate_digest=facts.get("model_digest", ""), incumbent_run=incumbent.id, candidate_run=candidate.id, mlflow_run=mlflow_run,
