@@ -31,7 +31,7 @@ def keep(home: Path, made: Comparison, prices: Prices, mlflow_run: str | None = 
     now = datetime.datetime.now(datetime.UTC)
     verdict = verdict_of(made, prices, now, mlflow_run)
     folder = store.folder_of(home) / verdict.id
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, mode=0o700)  # as the runs'
     write_rows(made, folder / "pairs.parquet")
     html = page.page(verdict, made, measures(made.pairs, prices))
     (folder / "report.html").write_text(html, encoding="utf-8")

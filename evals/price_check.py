@@ -48,24 +48,24 @@ def _price(entry: dict[str, Any]) -> Price:
                  cached_input=pricing.get("cache_read_per_million_tokens"), updated=entry["last_updated_at"])  # fmt: skip
 
 
-def other_price(model: str) -> Price | None:
-    """genai-prices' price of a model today, for a thousand tokens of either kind; None where it has none."""
+def other_price(model: str, date: str) -> Price | None:
+    """genai-prices' price of a model on a day, for a thousand tokens of either kind; None where it has none."""
     from genai_prices import Usage, calc_price
 
     provider, _, name = model.partition("/")
+    told = {"provider_id": OTHER_NAMES.get(provider, provider), "genai_request_timestamp": datetime.datetime.fromisoformat(f"{date}T12:00Z")}
     try:
-        sides = [calc_price(Usage(**{kind: 1000}), name, provider_id=OTHER_NAMES.get(provider, provider)).total_price * 1000
-                 for kind in ("input_tokens", "output_tokens")]  # fmt: skip
+        both = [calc_price(Usage(**{kind: 1000}), name, **told).total_price * 1000 for kind in ("input_tokens", "output_tokens")]
     except LookupError:
         return None
-    return Price(input=float(sides[0]), output=float(sides[1]))
+    return Price(input=float(both[0]), output=float(both[1]))
 
 
-def disagreements(ours: dict[str, Price]) -> list[Disagreement]:
-    """Where the two catalogs differ by more than 1% of the larger."""
+def disagreements(ours: dict[str, Price], date: str) -> list[Disagreement]:
+    """Where the two catalogs differ by more than 1% of the larger on that day."""
     found = []
     for model, price in ours.items():
-        other = other_price(model)
+        other = other_price(model, date)
         for field in ("input", "output") if other else ():
             one, two = getattr(price, field), getattr(other, field)
             if abs(one - two) > TOLERANCE * max(one, two):
@@ -78,7 +78,7 @@ def snapshot() -> Prices:
     hosted = catalog()
     sources = tuple(f"{name} {importlib.metadata.version(name)}" for name in ("mlflow", "genai-prices"))
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    return Prices(date=today, sources=sources, pages=PAGES, hosted=hosted, disagreements=tuple(disagreements(hosted)))
+    return Prices(date=today, sources=sources, pages=PAGES, hosted=hosted, disagreements=tuple(disagreements(hosted, today)))
 
 
 def as_yaml(prices: Prices) -> str:

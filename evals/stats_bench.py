@@ -59,7 +59,8 @@ def skewed(random: np.random.Generator, *, groups: int, factor: float) -> Data:
     return case * random.lognormal(0, 0.5, groups), factor * case * random.lognormal(0, 0.5, groups), range(groups)
 
 
-COVERAGE: tuple[tuple[str, Make, float, bool], ...] = (  # name, data, the true difference, whether values lie in [0, 1]
+Kind = tuple[str, Make, float, bool]  # name, data, the true difference, whether values lie in [0, 1]
+COVERAGE: tuple[Kind, ...] = (
     ("0/1, 100 cases, 3% differ", partial(binary, groups=100, gained=0.015, lost=0.015), 0.0, True),
     ("0/1, 300 cases, 15% differ", partial(binary, groups=300, gained=0.05, lost=0.1), -0.05, True),
     ("0/1, 60 clusters of 5, 7% differ", partial(binary, groups=60, size=5, gained=0.01, lost=0.06, correlation=0.7), -0.05, True),
@@ -75,9 +76,9 @@ def run(repeats: int) -> list[Finding]:
     return [*coverage(repeats), *errors(repeats)]
 
 
-def coverage(repeats: int) -> Iterator[Finding]:
+def coverage(repeats: int, kinds: Sequence[Kind] = COVERAGE) -> Iterator[Finding]:
     """How often a 95% interval holds the true difference."""
-    for seed, (name, make, truth, bounded) in enumerate(COVERAGE):
+    for seed, (name, make, truth, bounded) in enumerate(kinds):
         random = np.random.default_rng(seed)
         intervals = np.array([_interval(make(random), 0.05, bounded=bounded) for _ in range(repeats)])
         covered = float(np.mean((intervals[:, 0] <= truth) & (truth <= intervals[:, 1])))
