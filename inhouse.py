@@ -15,7 +15,9 @@ import click
 
 _PARTS = {
     "models": ("serving.cli:models", "Find, fetch and size the models of the catalog."),
-    "keys": ("routing.cli:keys", "Make, list and revoke the API keys of callers."),
+    "keys": ("routing.keys_cli:keys", "Make, list, rotate and revoke the API keys of callers, and their budgets."),
+    "teams": ("routing.keys_cli:teams", "Make and change teams: what all callers of one together may use."),
+    "runs": ("routing.runs_cli:runs", "Show the runs of callers, stop them, raise their limits."),
     "routes": ("routing.cli:routes", "Show and check which model answers which task."),
     "eval": ("evals.cli:evals", "Ask models the cases of a task and say how good they are."),
     "bench": ("routing.bench.cli:bench", "Measure the router and the models beside their peers."),

@@ -1,7 +1,7 @@
 """`inhouse eval plan`, `compare` and `calibrate`: arguments in, text or JSON out. Importing this costs nothing but click."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,7 +125,8 @@ def compare(
         prices = read_prices(price_file or SHIPPED)
         found = [store.read_run(home, run) for run in runs]
         several = [pair(one, two) for one, two in zip(found[::2], found[1::2], strict=True)]
-        kept = [_kept(home, made, prices, track=track) for made in decide(several, margin=margin, alpha=alpha)]
+        with _progress() as tell:
+            kept = [_kept(home, made, prices, tell if track else None) for made in decide(several, margin=margin, alpha=alpha)]
     if as_json:
         import msgspec
 
@@ -134,17 +135,27 @@ def compare(
     click.echo("\n\n".join("\n".join(lines(one, prices)) for one in kept))
 
 
-def _kept(home: Path, made: Any, prices: Any, *, track: bool) -> "Kept":
+def _kept(home: Path, made: Any, prices: Any, track: Callable[[str], None] | None) -> "Kept":
     from evals.comparison import keep
 
-    if not track:
+    if track is None:
         return keep(home, made, prices)
     from evals import tracking
 
+    track("MLflow: opening its store (the first time makes the database)")
     tracked = tracking.begin(home, made.pairs)
     kept = keep(home, made, prices, tracked.run)
-    tracking.finish(tracked, kept)
+    tracking.finish(tracked, kept, track)
     return kept
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """A line on standard error that says what is under way."""
+    from rich.console import Console
+
+    with Console(stderr=True).status("comparing") as status:
+        yield status.update
 
 
 def lines(kept: "Kept", prices: Any) -> Sequence[str]:
@@ -155,14 +166,14 @@ def lines(kept: "Kept", prices: Any) -> Sequence[str]:
     return [
         f"{verdict.task}: {verdict.candidate} is {verdict.sentence} (than {verdict.incumbent})",
         *(f"  {reason}" for reason in verdict.reasons),
-        f"  effective success    {verdict.candidate_success:.1%} against {verdict.incumbent_success:.1%}: {verdict.effect * 100:+.1f} "
+        f"  effective success       {verdict.candidate_success:.1%} against {verdict.incumbent_success:.1%}: {verdict.effect * 100:+.1f} "
         f"points, {1 - verdict.level:.2%} interval {low * 100:+.1f} to {high * 100:+.1f}",
-        f"  evidence             {verdict.n} pairs in {verdict.clusters} clusters, {verdict.unscored} unscored, "
+        f"  evidence                {verdict.n} pairs in {verdict.clusters} clusters, {verdict.unscored} unscored, "
         f"{verdict.unpaired} unpaired",
-        *(f"  {one.name:<21}{one.candidate:.4g} against {one.incumbent:.4g}"
+        *(f"  {one.name:<24}{one.candidate:.4g} against {one.incumbent:.4g}"
           + (f", difference {one.interval[0]:+.4g} to {one.interval[1]:+.4g}" if one.interval else "")
           for one in measures(kept.made.pairs, prices)),
-        f"  USD per success      {_usd(verdict.candidate_usd_per_success)} against {_usd(verdict.incumbent_usd_per_success)} "
+        f"  USD per success         {_usd(verdict.candidate_usd_per_success)} against {_usd(verdict.incumbent_usd_per_success)} "
         f"(prices of {verdict.prices_date})",
         f"evidence {verdict.id}" + (f", MLflow run {verdict.mlflow_run}" if verdict.mlflow_run else ""),
         f"kept in {kept.folder}",

@@ -53,7 +53,8 @@ def other_price(model: str, date: str) -> Price | None:
     from genai_prices import Usage, calc_price
 
     provider, _, name = model.partition("/")
-    told = {"provider_id": OTHER_NAMES.get(provider, provider), "genai_request_timestamp": datetime.datetime.fromisoformat(f"{date}T12:00Z")}
+    noon = datetime.datetime.fromisoformat(f"{date}T12:00Z")
+    told = {"provider_id": OTHER_NAMES.get(provider, provider), "genai_request_timestamp": noon}
     try:
         both = [calc_price(Usage(**{kind: 1000}), name, **told).total_price * 1000 for kind in ("input_tokens", "output_tokens")]
     except LookupError:

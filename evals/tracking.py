@@ -12,7 +12,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,16 +56,17 @@ def begin(home: Path, pairs: Pairs) -> Tracked:
         return Tracked(client, experiment, client.create_run(experiment, run_name=title).info.run_id)
 
 
-def finish(tracked: Tracked, kept: Kept) -> None:
+def finish(tracked: Tracked, kept: Kept, tell: Callable[[str], None] = lambda _: None) -> None:
     """Logs everything of a kept comparison and ends its runs. Raises `TrackingError`; the run is marked as failed where MLflow answers."""
     with _translated(tracked):
+        tell("MLflow: figures and files")
         _log_parent(tracked, kept)
         runs = (("incumbent", kept.made.pairs.incumbent, kept.verdict.incumbent_usd_per_success),
                 ("candidate", kept.made.pairs.candidate, kept.verdict.candidate_usd_per_success))  # fmt: skip
         for role, run, usd in runs:
             _log_model(tracked, role, run, usd)
         if not kept.made.pairs.is_sensitive:
-            _log_traces(tracked, kept.made)
+            _log_traces(tracked, kept.made, tell)
         tracked.client.set_terminated(tracked.run)
 
 
@@ -161,17 +162,20 @@ def _metrics(run: str, values: dict[str, float], model: str | None = None, data:
     return [Metric(name, value, now, 0, model_id=model, run_id=run, **linked) for name, value in values.items()]
 
 
-def _log_traces(tracked: Tracked, made: Comparison) -> None:
+def _log_traces(tracked: Tracked, made: Comparison, tell: Callable[[str], None]) -> None:
     """One trace a pair: a span for each model's answer."""
     import mlflow
 
-    for one, two in sampled(made.pairs):
+    chosen = sampled(made.pairs)
+    for at, (one, two) in enumerate(chosen):
+        tell(f"MLflow: trace {at + 1} of {len(chosen)}")
         root = tracked.client.start_trace("case", inputs={"case": one.case_id, "sample": one.sample}, tags={"slice": one.slice},
                                           experiment_id=tracked.experiment, run_id=tracked.run)  # fmt: skip
         for role, row in (("incumbent", one), ("candidate", two)):
             span = tracked.client.start_span(role, root.trace_id, root.span_id, attributes=_attributes(row))
             tracked.client.end_span(root.trace_id, span.span_id, outputs=row.error or row.text, status="ERROR" if row.failed else "OK")
         tracked.client.end_trace(root.trace_id, outputs={"incumbent": one.value, "candidate": two.value})
+    tell("MLflow: waiting until it has the traces")
     mlflow.flush_trace_async_logging()
 
 

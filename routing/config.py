@@ -64,6 +64,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     connections_per_worker: int = 4096
     header_timeout_s: float = 15.0
     body_timeout_s: float = 60.0
+    keep_alive_timeout_s: float = 75.0
     connect_timeout_s: float = 3.0
     first_byte_timeout_s: float = 600.0
     idle_timeout_s: float = 120.0
