@@ -24,7 +24,8 @@ from evals.report import report
 from evals.store import Stored
 
 TRACED = 100  # pairs
-_OFF = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+_OFF = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}  # fmt: skip
 _UNLESS_SET = {  # no catalog fetched, no hosted judge asked, and a server that is away is noticed in seconds, not minutes
     "MLFLOW_MODEL_CATALOG_URI": "",
     "MLFLOW_GENAI_JUDGE_DEFAULT_MODEL": "none:/no-judge-unless-named",
