@@ -17,7 +17,7 @@ from evals.pace import Pace
 from evals.suite import Suite
 
 PATIENCE_S = 600.0  # for one question that is refused again and again
-_CONNECT_TRIES = 4
+_CONNECT_TRIES = 3
 _HOPELESS = 5  # outcomes of the kind that a wrong key gives, before anything has worked
 
 

@@ -29,7 +29,8 @@ def key_of(url: str, body: bytes, sample: int, digest: str) -> bytes:
 class Cache:
     """The answers below a home. Two runs may use it at the same time. Readable by its owner alone: answers may be confidential."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, fresh: bool = False) -> None:
+        self._fresh = fresh
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / "answers.sqlite"
         file.touch(mode=0o600)
@@ -41,7 +42,9 @@ class Cache:
         self._db.execute("CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, answer BLOB NOT NULL) WITHOUT ROWID")
 
     def get(self, key: bytes) -> Answer | None:
-        """The answer of that name, marked as cached."""
+        """The answer of that name, marked as cached; none where this is to be a fresh start."""
+        if self._fresh:
+            return None
         found = self._db.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
         return msgspec.structs.replace(_DECODE(found[0]), cached=True) if found else None
 

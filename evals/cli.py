@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import click
 import msgspec
@@ -47,6 +48,9 @@ for _command in COMMANDS:
 @click.option("--digest", default="", help="The model's revision or digest, kept as evidence and part of the cache's key.")
 @click.option("--onprem", is_flag=True, help="Declare that the model, and all the base URL relays to, is on premises.")
 @click.option("--not-sensitive", is_flag=True, help="Declare that the data may leave the premises.")
+@click.option(
+    "--fresh", is_flag=True, help="Ask anew what was answered before: the name stands for another model now, and there is no --digest."
+)
 @click.option("--data-class", default="", metavar="NAME", help="The data's class, told to the router (header inhouse-data-class).")
 @click.option("--timeout", "timeout_s", default=300.0, show_default=True, type=click.FloatRange(0.1), help="Seconds for one answer.")
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Under open-loop load: requests a second, never from the cache.")
@@ -54,6 +58,10 @@ for _command in COMMANDS:
 @click.option("--slo-tpot", type=float, help="With --rate: seconds a token after the first within which a request is good.")
 @click.option("--judge-model", help="The model that judges, where the scorer is `judge`.")
 @click.option("--judge-url", help="Where the judge answers, up to /v1. Without it: this machine's router.")
+@click.option(
+    "--judge-api", type=click.Choice(["openai", "anthropic"]), default="openai", show_default=True, help="What --judge-url speaks."
+)
+@click.option("--judge-body", default='{"temperature": 0}', show_default=True, metavar="JSON", help="Fields of each request to the judge.")
 @click.option("--judge-key-env", metavar="NAME", help="The environment variable that holds the key for --judge-url.")
 @click.option("--judge-onprem", is_flag=True, help="Declare that the judge, and all its base URL relays to, is on premises.")
 @click.option(
@@ -107,6 +115,28 @@ def report_run(run_id: str | None, vllm_bench: Path | None, home: Path, *, as_js
     click.echo(json.dumps(ids, indent=1) if as_json else "\n".join(ids) or "no runs yet. Make one: inhouse eval run SUITE --model NAME")
 
 
+@evals.command("bench")
+@click.option("--rows", default=10_000, show_default=True, type=click.IntRange(100), help="Rows for each of two models.")
+@click.option("--peer-rows", default=500, show_default=True, type=click.IntRange(0), help="Rows for the peers; 0: no peers.")
+@click.option("--lm-eval", metavar="PROGRAM", help="lm-eval's program, to measure it too (pip install 'lm-eval[api]').")
+@JSON
+def bench_run(*, rows: int, peer_rows: int, lm_eval: str | None, as_json: bool) -> None:
+    """Measure what asking, scoring and keeping cost, over a model server that costs nothing, beside the peers.
+
+    Example: inhouse eval bench --lm-eval peers/bin/lm_eval
+    """
+    from rich.console import Console
+
+    from evals import bench
+
+    try:
+        with Console(stderr=True).status("starting") as status:
+            found = bench.run(rows, peer_rows, lm_eval=lm_eval, say=status.update)
+    except bench.BenchError as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(json.dumps([one._asdict() for one in found], indent=1) if as_json else "\n".join(bench.lines(found)))
+
+
 def _plan(home: Path, **asked: Any) -> "Plan":
     from evals.client import Endpoint
     from evals.load import Load
@@ -122,16 +152,18 @@ def _plan(home: Path, **asked: Any) -> "Plan":
     judge = None
     if asked["judge_model"]:
         url, key = where(home, asked["judge_url"], asked["judge_key_env"])
-        judge = Endpoint(url, asked["judge_model"], key=key, onprem=asked["judge_onprem"], **both)
+        judge = Endpoint(url, asked["judge_model"], api=asked["judge_api"], key=key, onprem=asked["judge_onprem"], **both)
     load = Load(rate_per_s=asked["rate"], slo_ttft_s=asked["slo_ttft"], slo_tpot_s=asked["slo_tpot"]) if asked["rate"] else None
     return Plan(
         limited(suite, asked["limit"]),
         endpoint,
         samples=asked["samples"],
         at_once=asked["at_once"],
-        request=_fields(asked["body"]),
+        request=_fields(asked["body"], "--body"),
+        fresh=asked["fresh"],
         load=load,
         judge=judge,
+        judge_request=_fields(asked["judge_body"], "--judge-body"),
         labels=asked["judge_labels"],
     )
 
@@ -142,7 +174,7 @@ def where(home: Path, base_url: str | None, key_env: str | None) -> tuple[str, s
         raise click.UsageError(f"--key-env {key_env}: there is no such environment variable; export it first")
     key = os.environ.get(key_env, "") if key_env else ""
     if base_url is not None:
-        if not base_url.startswith(("http://", "https://")):
+        if not (base_url.startswith(("http://", "https://")) and urlsplit(base_url).hostname):
             raise click.UsageError(f"--base-url {base_url}: begins with http:// or https://, for example http://127.0.0.1:8000/v1")
         return base_url, key
     file = home / "key"
@@ -150,13 +182,13 @@ def where(home: Path, base_url: str | None, key_env: str | None) -> tuple[str, s
     return f"http://127.0.0.1:{os.environ.get('INHOUSE_PORT', '8000')}/v1", key
 
 
-def _fields(text: str) -> dict[str, Any]:
+def _fields(text: str, option: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise click.UsageError(f"--body is not JSON: {error}") from None
+        raise click.UsageError(f"{option} is not JSON: {error}") from None
     if not isinstance(found, dict):
-        raise click.UsageError("--body is a JSON object, for example '{\"temperature\": 0}'")
+        raise click.UsageError(f"{option} is a JSON object, for example '{{\"temperature\": 0}}'")
     return found
 
 

@@ -23,6 +23,7 @@ from evals.dialect import Api, ProtocolError
 from evals.pace import retry_after_s
 
 _MAX_ANSWER_BYTES = 1 << 25
+_TOO_LONG = f"an answer of more than {_MAX_ANSWER_BYTES >> 20} MiB"
 _TOO_MUCH = (429, 529)  # "ask less": 529 is Anthropic's. 503 is that only with Retry-After
 _HOPELESS = (401, 403, 404)
 
@@ -116,7 +117,7 @@ class Client:
         except TimeoutError:
             error = f"timeout: not complete within {self.endpoint.timeout_s:g} s"
         except aiohttp.ClientConnectorError as problem:
-            error, unsent = f"connect: {problem.strerror or problem}", True
+            error, unsent = f"connect: {problem}"[:300], True
         except (aiohttp.ClientError, ConnectionError) as problem:
             error = f"cut: {type(problem).__name__}: {problem}"[:300]
         except ProtocolError as problem:
@@ -142,7 +143,7 @@ async def open_client(endpoint: Endpoint, *, sensitive: bool) -> AsyncIterator[C
 
 
 async def _refused(response: aiohttp.ClientResponse, answer: Answer) -> Outcome:
-    said = (await response.content.read(2000)).decode(errors="replace")
+    said = (await _body(response, 1 << 16)).decode(errors="replace")
     wait_s = retry_after_s(response.headers.get("retry-after"))
     again = response.status in _TOO_MUCH or (response.status == 503 and wait_s is not None)
     answer = msgspec.structs.replace(answer, error=f"http_{response.status}: {' '.join(said.split())[:300]}")
@@ -155,7 +156,7 @@ async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
     async for data in response.content.iter_any():
         size += len(data)
         if size > _MAX_ANSWER_BYTES:
-            raise ProtocolError(f"an answer of more than {_MAX_ANSWER_BYTES >> 20} MiB")
+            raise ProtocolError(_TOO_LONG)
         *lines, rest = (rest + data).split(b"\n")
         for line in lines:
             if line.startswith(b"data:"):
@@ -166,8 +167,20 @@ async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
 
 async def _whole(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
     """An answer of a server that does not stream, as one event."""
-    body = await response.content.read(_MAX_ANSWER_BYTES)
+    body = await _body(response, _MAX_ANSWER_BYTES)
+    if len(body) >= _MAX_ANSWER_BYTES:
+        raise ProtocolError(_TOO_LONG)
     yield body
+
+
+async def _body(response: aiohttp.ClientResponse, most: int) -> bytes:
+    """The body, or its first `most` bytes; read to its end, so that the connection can be used again."""
+    body = b""
+    async for data in response.content.iter_any():
+        body += data
+        if len(body) >= most:
+            break
+    return body[:most]
 
 
 def _gaps(times: list[float]) -> tuple[float, ...]:

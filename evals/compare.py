@@ -62,6 +62,12 @@ class Pairs:
         """Whether what the models wrote stays in the runs' own folders."""
         return any(run.facts.get("settings", {}).get("sensitive", True) for run in (self.incumbent, self.candidate))
 
+    @property
+    def equal_load(self) -> bool:
+        """Whether both were asked as fast: only then do their times compare."""
+        one, other = (run.facts.get("settings", {}) for run in (self.incumbent, self.candidate))
+        return all(one.get(name) == other.get(name) for name in ("at_once", "load"))
+
     def values(self) -> tuple[Floats, Floats]:
         first, second = (np.array([row.value or 0.0 for row in side]) for side in zip(*self.rows, strict=True))
         return first, second
@@ -176,10 +182,10 @@ def void_reasons(pairs: Pairs, made: Estimate) -> tuple[str, ...]:
 def measures(pairs: Pairs, prices: Prices) -> list[Measure]:
     """Time and cost of both models on the same requests: means, differences and their 95% cluster-bootstrap intervals.
 
-    Times leave out what failed or came from the cache, as it was measured at another hour. They compare models only at equal load.
+    Times leave out what failed or came from the cache, as it was measured at another hour; without equal load there are none.
     """
     fresh = [(one, two) for one, two in pairs.rows if not (one.failed or two.failed or one.cached or two.cached)]
-    found = [_timed(name, fresh, field) for name, field in _TIMES]
+    found = [_timed(name, fresh, field) for name, field in _TIMES if pairs.equal_load]
     costs = [costs_of((pair[side] for pair in pairs.rows), prices.price(run.facts["model"]))
              for side, run in enumerate((pairs.incumbent, pairs.candidate))]  # fmt: skip
     if costs[0] is not None and costs[1] is not None:

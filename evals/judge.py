@@ -6,17 +6,15 @@ asked through the same client as everything, so sensitive data stays on premises
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
-from evals.ask import Asking, Question, Told
-from evals.cache import Cache
+from evals.ask import Asking, Question
 from evals.case import Answer, Case, Score
 from evals.client import Client
-from evals.pace import Pace
 from evals.report import Share, wilson
 
 _SYSTEM = """You compare two answers to the same request. Which is better{criteria}? Length and style do not count by themselves.
@@ -51,19 +49,16 @@ class JudgeFault(msgspec.Struct, frozen=True, kw_only=True):
     rectified: Share
 
 
-async def judge(client: Client, cache: Cache, asked: Sequence[tuple[Case, Answer]], at_once: int, *, criteria: str = "",
-                tell: Callable[[Told], None]) -> Judged:  # fmt: skip
-    """Judges every complete answer whose text is not the expected one to the letter."""
+async def judge(client: Client, asking: Asking, asked: Sequence[tuple[Case, Answer]], *, criteria: str, request: dict[str, Any]) -> Judged:
+    """Judges every complete answer whose text is not the expected one to the letter. `request`: fields of each request's body."""
     unsure = [(case, answer) for case, answer in asked if not answer.failed and answer.text != expected_of(case)]
     system = _SYSTEM.format(criteria=f" by this: {criteria}" if criteria else "")
-    questions = [
-        Question(
-            2 * at + swapped, case, answer.sample, client.body(_messages(system, case, answer, swapped=bool(swapped)), {"temperature": 0})
-        )
-        for at, (case, answer) in enumerate(unsure)
-        for swapped in (0, 1)
-    ]
-    said = await Asking(client, cache, Pace(at_once), tell).all(questions) if questions else []
+    questions: list[Question] = []
+    for case, answer in unsure:
+        for swapped in (False, True):
+            body = client.body(_messages(system, case, answer, swapped=swapped), request)
+            questions.append(Question(len(questions), case, answer.sample, body))
+    said = await asking.all(questions) if questions else []
     marks = {(case.id, answer.sample): _mark(said[2 * at], said[2 * at + 1]) for at, (case, answer) in enumerate(unsure)}
     scores = [Score(case.id, answer.sample, *marks.get((case.id, answer.sample), _unasked(answer))) for case, answer in asked]
     return Judged(scores, len(unsure), sum(reason == _FLIPPED for _, reason in marks.values()))

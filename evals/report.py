@@ -172,7 +172,7 @@ def lines(facts: dict[str, Any], made: Report) -> list[str]:
     cost = "" if made.cost_usd is None else f", {made.cost_usd:.6f} USD by the router's account"
     out.append(f"  tokens               {made.prompt_tokens:,} in, {made.completion_tokens:,} out{cost}")
     if made.cached:
-        out.append(f"  from the cache       {made.cached} of {whole.rows}: not in the times above")
+        out.append(f"  from the cache       {made.cached} of {whole.rows}: not in the times above; --fresh asks anew")
     width = max(map(len, made.slices), default=0)
     out += [f"  {name:<{width}}  {_said(part.effective)}" for name, part in made.slices.items()]
     return out

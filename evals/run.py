@@ -35,6 +35,7 @@ Tell = Callable[[Told], None]
 @dataclass(frozen=True)
 class Plan:
     """What a run does. `request` are fields of every request's body; `at_once` is the most requests under way, unless under `load`.
+    `fresh` asks anew what is in the cache: a model's name says nothing of its weights, only a digest does.
 
     `judge` is who scores where the suite's scorer is `judge`; `labels` is a file of people's labels that measures it.
     """
@@ -44,8 +45,10 @@ class Plan:
     samples: int = 1
     at_once: int = 32
     request: dict[str, Any] = field(default_factory=dict)
+    fresh: bool = False
     load: Load | None = None
     judge: Endpoint | None = None
+    judge_request: dict[str, Any] = field(default_factory=dict)
     labels: Path | None = None
 
 
@@ -88,7 +91,14 @@ def _score(plan: Plan, home: Path, both: list[tuple[Case, Answer]], tell: Tell) 
         scorer = scorer_of(plan.suite.scorer, plan.suite.folder, plan.suite.cases)
         return [score(scorer, case, answer) for case, answer in both], {}
     judged = _loop(lambda: _judge(plan, home, both, tell))
-    facts = {"model": plan.judge.model, "host": plan.judge.host, "digest": plan.judge.digest, "asked": judged.asked, "flips": judged.flips}
+    facts = {
+        "model": plan.judge.model,
+        "host": plan.judge.host,
+        "digest": plan.judge.digest,
+        "request": plan.judge_request,
+        "asked": judged.asked,
+        "flips": judged.flips,
+    }
     if plan.labels is not None:
         facts["fault"] = msgspec.to_builtins(fault_of(both, judged.scores, read_labels(plan.labels)))
     return judged.scores, {"judge": facts}
@@ -120,7 +130,7 @@ def facts_of(plan: Plan, started: datetime.datetime) -> dict[str, Any]:
 
 
 async def _ask(plan: Plan, home: Path, tell: Tell) -> Asked:
-    with Cache(store.folder_of(home)) as cache:
+    with Cache(store.folder_of(home), fresh=plan.fresh) as cache:
         async with open_client(plan.endpoint, sensitive=plan.suite.sensitive) as client:
             asked = list(questions(client, plan.suite, plan.samples, plan.request))
             began = time.perf_counter()
@@ -135,7 +145,8 @@ async def _judge(plan: Plan, home: Path, both: list[tuple[Case, Answer]], tell: 
     assert plan.judge is not None
     with Cache(store.folder_of(home)) as cache:
         async with open_client(plan.judge, sensitive=plan.suite.sensitive) as client:
-            return await judge(client, cache, both, plan.at_once, criteria=plan.suite.scorer.get("criteria", ""), tell=tell)
+            asking = Asking(client, cache, Pace(plan.at_once), tell)
+            return await judge(client, asking, both, criteria=plan.suite.scorer.get("criteria", ""), request=plan.judge_request)
 
 
 def _loop(work: Callable[[], Any]) -> Any:

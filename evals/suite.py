@@ -130,12 +130,15 @@ def read_cases(file: Path) -> list[Case]:
     """
     cases: list[Case] = []
     seen: set[str] = set()
-    for number, found in enumerate(_rows(file), 1):
-        case = _case(found, number, file)
-        if case.id in seen:
-            raise SuiteError(f"{file}: row {number}: the id `{case.id}` comes twice; an id names one case")
-        seen.add(case.id)
-        cases.append(case)
+    try:
+        for number, found in enumerate(_rows(file), 1):
+            case = _case(found, number, file)
+            if case.id in seen:
+                raise SuiteError(f"{file}: row {number}: the id `{case.id}` comes twice; an id names one case")
+            seen.add(case.id)
+            cases.append(case)
+    except (ValueError, csv.Error) as error:  # not UTF-8, no parquet
+        raise SuiteError(f"{file}: {error}") from None
     if not cases:
         raise SuiteError(f"{file}: there are no cases in it")
     return cases
@@ -147,6 +150,7 @@ def _rows(file: Path) -> Iterator[dict[str, Any]]:
 
         yield from pq.read_table(file).to_pylist()
     elif file.suffix == ".csv":
+        csv.field_size_limit(1 << 26)  # a document in a field; the usual limit is 128 KiB
         with file.open(encoding="utf-8-sig", newline="") as lines:
             yield from ({key: value for key, value in found.items() if value not in ("", None)} for found in csv.DictReader(lines))
     elif file.suffix == ".jsonl":
@@ -175,7 +179,7 @@ def _case(found: Any, number: int, file: Path) -> Case:
         raise SuiteError(f"{file}: row {number}: needs `prompt` (text) or `messages` (a list of objects with role and content)")
     return Case(
         id=str(found.get("id", f"{file.stem}-{number:04d}")),
-        messages=messages,
+        messages=[{key: value for key, value in one.items() if value is not None} for one in messages],  # parquet fills in nulls
         expected=next((found[key] for key in _EXPECTED if key in found), None),
         slice=str(found.get("slice") or ""),
         cluster=str(found.get("cluster") or ""),

@@ -69,6 +69,25 @@ def test_an_answer_that_does_not_stream_has_no_time_to_first_token(upstream, ask
     assert (answer.text, answer.ttft_s, answer.itl_s, answer.failed) == ("whole", None, (), False)
 
 
+def test_a_long_answer_arrives_whole_streamed_or_not(upstream, ask):
+    """A megabyte comes in many pieces; none is lost."""
+    text = "word " * 200_000
+    for streams in (True, False):
+        with upstream.serving(lambda _, streams=streams: upstream.Reply(text, streams=streams)) as server:
+            (answer,) = ask(Endpoint(server.base_url, str(streams)), 1)
+        assert answer.text == text and not answer.failed
+
+
+@pytest.mark.parametrize("status", [429, 503, 529])
+def test_come_later_is_tried_again(upstream, ask, status):
+    """Told to come back at once, we do, and have the answer."""
+    with upstream.serving(
+        lambda _: upstream.Reply(status=status if len(server.asked) == 1 else 200, headers={"retry-after": "0"})
+    ) as server:
+        (answer,) = ask(Endpoint(server.base_url, "m"), 1)
+        assert not answer.failed and len(server.asked) == 2
+
+
 @pytest.mark.parametrize(
     ("reply", "error"),
     [

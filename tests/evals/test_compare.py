@@ -173,6 +173,12 @@ def test_times_from_the_cache_are_left_out(runs):
     assert [one.name for one in measures(pairs, PRICES)] == ["cost per request, USD"]
 
 
+def test_times_under_other_load_are_left_out(tmp_path, keep_run):
+    """A model that was asked by eight at once is not called faster than one that was asked by sixty-four."""
+    one, two = (keep_run(tmp_path, name, [1.0] * 10, settings={"at_once": n}) for name, n in (("old", 8), ("new", 64)))
+    assert [one.name for one in measures(pair(one, two), PRICES)] == ["cost per request, USD"]
+
+
 def test_slices_are_told(runs):
     """Each slice has its pairs and both means."""
     assert slices(runs([1.0, 0.0] * 5, [1.0] * 10)) == {"even": (5, 1.0, 1.0), "odd": (5, 0.0, 1.0)}

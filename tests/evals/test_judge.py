@@ -7,10 +7,12 @@ import pytest
 from click.testing import CliRunner
 
 import inhouse
+from evals.ask import Asking
 from evals.cache import Cache
 from evals.case import Answer, Case, Score
 from evals.client import AskError, Endpoint, open_client
 from evals.judge import JudgeError, fault_of, judge, read_labels
+from evals.pace import Pace
 
 CASES = [Case(f"c{at}", [{"role": "user", "content": f"question {at}"}], "the reference") for at in range(4)]
 
@@ -33,7 +35,7 @@ def judged(upstream, say, texts, tmp_path, *, sensitive=False):
     async def work(server):
         with Cache(tmp_path) as cache:
             async with open_client(Endpoint(server.base_url, "j"), sensitive=sensitive) as client:
-                return await judge(client, cache, asked, 4, tell=lambda _: None)
+                return await judge(client, Asking(client, cache, Pace(4), lambda _: None), asked, criteria="", request={})
 
     with upstream.serving(lambda body: upstream.Reply(say(body))) as server:
         return asyncio.run(work(server)), server.asked
@@ -126,6 +128,7 @@ def test_the_command_judges_and_says_how_far_to_trust_it(upstream, tmp_path):
             .invoke(inhouse.main, [*words, *ask, "--not-sensitive", "--judge-labels", str(labels)], catch_exceptions=False)
             .output
         )
+        assert server.asked[-1]["temperature"] == 0
         assert "by this: being good" in server.asked[-1]["messages"][0]["content"]
         assert len(server.asked) == 12 + 24
     assert "how often it is wrong is unknown" in bare and "quality 50.0%" in " ".join(bare.split())

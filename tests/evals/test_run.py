@@ -148,6 +148,17 @@ def test_a_report_is_shown_again_and_runs_are_listed(upstream, data, command, tm
         read_run(tmp_path / "nowhere", "x")
 
 
+def test_fresh_asks_what_was_answered_before(upstream, data, command):
+    """A name that stands for another model now must not be judged by the old one's answers."""
+    words = ("run", str(data), "--model", "m", "--scorer", "exact", "--not-sensitive", "--limit", "5")
+    with upstream.serving(lambda body: upstream.Reply(last(body) if len(server.asked) > 5 else "old")) as server:
+        first, again, fresh, after = (command(*words, *more, "--base-url", server.base_url) for more in ((), (), ("--fresh",), ()))
+        assert len(server.asked) == 10
+    said = [" ".join(one.output.split()) for one in (first, again, fresh, after)]
+    assert ["effective success 100.0%" in one for one in said] == [False, False, True, True]
+    assert ["from the cache 5 of 5" in one for one in said] == [False, True, False, True]
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -159,6 +170,7 @@ def test_a_report_is_shown_again_and_runs_are_listed(upstream, data, command, tm
         (("DATA", "--scorer", "exact", "--body", "[]"), "--body is a JSON object"),
         (("DATA", "--scorer", "exact", "--key-env", "NO_SUCH_NAME"), "there is no such environment variable"),
         (("DATA", "--scorer", "exact", "--base-url", "localhost"), "begins with http:// or https://"),
+        (("DATA", "--scorer", "exact", "--base-url", "http:///v1"), "for example http://127.0.0.1:8000/v1"),
     ],
 )
 def test_what_a_user_gets_wrong_is_one_line_that_helps(command, data, words, says):

@@ -30,6 +30,15 @@ def test_jsonl_csv_and_parquet_hold_the_same_cases(tmp_path):
     assert read[0][1].messages == [{"role": "user", "content": "3, or\n4?"}]
 
 
+def test_long_fields_and_whole_conversations_are_read(tmp_path):
+    """A document of half a megabyte in a CSV field; messages in parquet, whose empty places are not sent as nulls."""
+    (tmp_path / "own.csv").write_text(f"prompt,expected\n{'word ' * 100_000},x\n")
+    assert len(read_cases(tmp_path / "own.csv")[0].messages[0]["content"]) == 500_000
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes", "name": "bot"}]
+    pq.write_table(pa.Table.from_pylist([{"messages": messages, "expected": {"a": None}}]), tmp_path / "own.parquet")
+    assert read_cases(tmp_path / "own.parquet")[0].messages == messages
+
+
 def test_own_data_is_sensitive_unless_declared(tmp_path):
     """Nobody said that it may leave, so it may not."""
     file = tmp_path / "own.jsonl"
@@ -77,11 +86,13 @@ def test_the_prompt_goes_before_the_cases_and_has_its_own_hash(tmp_path):
         ("a.jsonl", "\n", "there are no cases"),
         ("a.csv", "id,messages\n1,[nothing\n", "row 1: `messages` is not JSON"),
         ("a.txt", "x", "is .jsonl, .csv or .parquet"),
+        ("a.parquet", "x", "a.parquet: "),
+        ("a.jsonl", b"\xff\xfe", "a.jsonl: 'utf-8' codec"),
     ],
 )
 def test_a_data_set_that_cannot_be_asked_says_where(tmp_path, name, text, says):
     """File, row and what is wrong."""
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(SuiteError) as caught:
         read_cases(tmp_path / name)
     assert says in str(caught.value)

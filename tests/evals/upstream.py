@@ -142,7 +142,8 @@ def _whole(reply: Reply) -> dict[str, Any]:
 
 
 def _words(text: str) -> list[str]:
-    return [word + " " * (at < text.count(" ")) for at, word in enumerate(text.split(" "))] if text else []
+    *words, last = text.split(" ")
+    return [*(f"{word} " for word in words), *([last] if last else [])]
 
 
 @contextmanager
