@@ -84,3 +84,22 @@ def test_calibrate_ends_with_1_where_a_claim_does_not_hold():
     found = json.loads(done.output)
     assert len(found) == 12
     assert done.exit_code == int(not all(one["least"] <= one["found"] <= one["most"] for one in found)) == 1
+
+
+def test_from_asking_to_a_verdict(upstream, tmp_path):
+    """Two models of a real server are asked, scored, stored and compared: the one that is wrong on a tenth may not take the task."""
+    data = tmp_path / "own.jsonl"
+    data.write_text("".join(json.dumps({"prompt": str(at), "expected": str(at)}) + "\n" for at in range(200)))
+
+    def say(body):
+        asked = body["messages"][-1]["content"]
+        return upstream.Reply("wrong" if body["model"] == "sloppy" and int(asked) % 10 == 0 else asked)
+
+    with upstream.serving(say) as server:
+        made = [run("run", data, "--model", model, "--base-url", server.base_url, "--scorer", "exact", "--not-sensitive", "--digest", model,
+                    "--home", tmp_path, "--json") for model in ("right", "sloppy")]  # fmt: skip
+    ids = [json.loads(one.stdout)["run"] for one in made]
+    verdict = json.loads(run("compare", *ids, "--no-track", "--json", "--home", tmp_path).stdout)[0]
+    assert (verdict["verdict"], verdict["n"], verdict["effect"]) == ("worse", 200, -0.1)
+    assert (verdict["incumbent"], verdict["candidate"], verdict["candidate_digest"]) == ("right", "sloppy", "sloppy")
+    assert "<td><pre>0: wrong</pre></td>" in (Path(verdict["folder"]) / "report.html").read_text()
