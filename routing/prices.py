@@ -46,10 +46,10 @@ class Price(NamedTuple):
         return Charge(-(-(prompt_tokens * self.prompt + completion_tokens * self.completion) // _MILLION), tokens,
                       -(-tokens * self.gpu_ns // _MILLION), 1, 1)  # fmt: skip
 
-    def linear(self, prompt_tokens: int) -> tuple[tuple[int, int, int], ...]:
-        """The same as (fixed, per written token, scale) in the order of `Charge`: an amount is (fixed + tokens x per) / scale, or more."""
-        return ((prompt_tokens * self.prompt, self.completion, _MILLION), (prompt_tokens, 1, 1),
-                (prompt_tokens * self.gpu_ns, self.gpu_ns, _MILLION), (1, 0, 1), (1, 0, 1))  # fmt: skip
+    def linear(self, prompt_tokens: int, answers: int) -> tuple[tuple[int, int, int], ...]:
+        """The same as (fixed, per token of all answers, scale) as `Charge` has them: (fixed + tokens x per) / scale, rounded up."""
+        return ((prompt_tokens * self.prompt, answers * self.completion, _MILLION), (prompt_tokens, answers, 1),
+                (prompt_tokens * self.gpu_ns, answers * self.gpu_ns, _MILLION), (1, 0, 1), (1, 0, 1))  # fmt: skip
 
     def wall(self, worst: Charge, seconds: float) -> Charge:
         """What a call that took so long costs, never more than what was reserved for it."""

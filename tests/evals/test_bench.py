@@ -27,4 +27,6 @@ def test_a_program_that_fails_or_errs_is_no_figure(tmp_path, command):
 def test_ratios_are_to_ours_over_the_same_rows():
     """A peer that takes ten times our time a row is said to."""
     text = "\n".join(lines([Figure("ours", 500, 2.0, 1.0, 1.0, 0.5), Figure("peer", 500, 8.0, 4.0, 10.0, 1.5)]))
-    assert "peer: 10x our time a row, 3x our CPU; 4.0x our time with the starts" in text
+    assert "peer: 4.0x our time, 4.0x our CPU, starts included; a row: 10.0x our time, 3.0x our CPU" in text
+    lost = "\n".join(lines([Figure("ours", 500, 2.0, 1.0, 1.0, 0.5), Figure("peer", 500, 8.0, 4.0, -0.1, 1.5)]))
+    assert "a row: lost in its start" in lost

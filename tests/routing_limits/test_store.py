@@ -25,7 +25,7 @@ CREATE TABLE ledger (id INTEGER NOT NULL, at FLOAT NOT NULL, request_id VARCHAR 
 INSERT INTO keys VALUES ('ihk_old', 'aa', 'ann', '["*"]', '["*"]', 1.0, NULL, NULL);
 INSERT INTO ledger VALUES (1, 1.0, 'r', 1, 'ihk_old', 'ann', '/v1', 't', 'm', 'w', 200, '', 7, 3, 1, 1.5, 2.5);
 """
-OPEN = "from routing.server import Settings; from routing.store import open_store; open_store(Settings.from_environment().home)"
+OPEN = "from routing.settings import Settings; from routing.store import open_store; open_store(Settings.from_environment().home)"
 ROW = Row(1.0, "r", 1, "k", "c", "/v1", "t", "m", "w", 200, "", 7, None, True, 1.5, 2.5, team="team", run_id="run", data_class="pii",
           zone="onprem", cost_nanousd=1 << 40, gpu_ms=12, policy_hash="p", config_version="v")
 
