@@ -4,15 +4,17 @@ import time
 
 import msgspec
 
+from routing.choose import Target
+from routing.holds import NOTHING, Hold
 from routing.keys import Caller
 from routing.ledger import Row
 from routing.policy import About
+from routing.prices import Charge
 from routing.request import Asked, Endpoint
 from routing.runbook import Run
 from routing.stream import Tokens
 
 _NO_TOKENS = Tokens()
-_NOTHING = (0, 0)
 
 
 class Call(msgspec.Struct, kw_only=True):
@@ -35,12 +37,41 @@ class Call(msgspec.Struct, kw_only=True):
     about: About | None = None
     warning: str = ""  # a circle that its agent is told of
     is_stopped: bool = False  # by its run, under way
+    was_recorded: bool = False  # an attempt of it is in the ledger
 
-    def row(self, attempt: int, model: str, status: int, *, error: str = "", tokens: Tokens = _NO_TOKENS, exact: bool = True,
-            first_byte: float | None = None, zone: str = "", cost: tuple[int, int] = _NOTHING) -> Row:  # fmt: skip
-        """The ledger's row for one attempt that ends now; attempt 0 asked no model. `cost` is nano-USD and GPU milliseconds."""
-        started, caller, run = self.started, self.caller, self.run
-        return Row(self.at, self.request_id, attempt, caller.key_id, caller.name, self.endpoint.path, self.task, model, self.why, status, error,
-                   tokens.prompt, tokens.completion, exact, None if first_byte is None else (first_byte - started) * 1e3,
-                   (time.monotonic() - started) * 1e3, caller.team, "" if run is None else run.id, self.data_class, zone, cost[0], cost[1],
+    def refused(self, status: int, error: str) -> Row:
+        """The ledger's row for a request that asked no model: attempt 0."""
+        return self._row(0, self.model, "", _End(status=status, error=error))
+
+    def _row(self, attempt: int, model: str, zone: str, end: "_End") -> Row:
+        started, caller, first = self.started, self.caller, end.first_byte
+        return Row(self.at, self.request_id, attempt, caller.key_id, caller.name, self.endpoint.path, self.task, model, self.why,
+                   end.status, end.error, end.tokens.prompt, end.tokens.completion, end.exact,
+                   None if first is None else (first - started) * 1e3, (time.monotonic() - started) * 1e3, caller.team,
+                   "" if self.run is None else self.run.id, self.data_class, zone, end.charge.nanousd, end.charge.gpu_ms,
                    self.policy_hash, self.config_version)  # fmt: skip
+
+
+class _End(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    status: int
+    error: str = ""
+    tokens: Tokens = Tokens()
+    exact: bool = True
+    first_byte: float | None = None
+    charge: Charge = NOTHING
+
+
+class Attempt(msgspec.Struct, frozen=True):
+    """One try to have a call answered: the `number`th, by this target, with this hold."""
+
+    call: Call
+    target: Target
+    number: int
+    hold: Hold
+
+    def ended(self, status: int, charge: Charge = NOTHING, *, error: str = "", tokens: Tokens = _NO_TOKENS, exact: bool = True,
+              first_byte: float | None = None) -> Row:  # fmt: skip
+        """The ledger's row for it, as it ends now. `exact` says that the tokens are the model's own count."""
+        self.call.was_recorded = True
+        end = _End(status=status, error=error, tokens=tokens, exact=exact, first_byte=first_byte, charge=charge)
+        return self.call._row(self.number, self.target.model, self.target.zone, end)

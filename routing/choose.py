@@ -88,6 +88,13 @@ class Fleet:
         """Every target once."""
         return (target for targets in self.targets.values() for target in targets)
 
+    def take_over(self, before: "Fleet") -> None:
+        """Targets that were there before are as healthy as they were."""
+        known = {(target.model, target.cell, target.origin): target for target in before.all()}
+        for target in self.all():
+            if old := known.get((target.model, target.cell, target.origin)):
+                target.ready, target.failures, target.resting_until = old.ready, old.failures, old.resting_until
+
     def is_ready(self, model: str) -> bool:
         """Whether the model answers in at least one place."""
         return any(target.ready for target in self.targets[model])

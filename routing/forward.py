@@ -14,14 +14,15 @@ from itertools import count
 
 import msgspec
 
-from routing.call import Call
+from routing.call import Attempt, Call
 from routing.choose import Target
 from routing.config import Limits
-from routing.errors import BudgetExceeded, Denied, NotFound, Refusal, RunStopped
-from routing.holds import Account, Ask, Hold
+from routing.errors import BudgetExceeded, Denied, NotFound, RunStopped
+from routing.holds import NOTHING, Account, Ask, Hold
 from routing.ledger import Ledger
 from routing.metrics import Metrics
 from routing.policy import Policy, may_leave
+from routing.prices import Charge
 from routing.purse import Purse
 from routing.relay import Relay, failure
 from routing.repetition import CAUSE, in_openai_words, with_detection
@@ -70,14 +71,14 @@ class Door:
 
     async def forward(self, call: Call, targets: Sequence[Target], accounts: tuple[Account, ...]) -> Reply:
         """The answer of the first target that gives one. Raises a `Refusal` where none does."""
-        for attempt, target in enumerate(targets[:_MOST_ATTEMPTS], 1):
-            hold = await self._reserve(call, target, attempt, accounts)
+        for number, target in enumerate(targets[:_MOST_ATTEMPTS], 1):
+            attempt = Attempt(call, target, number, await self._reserve(call, target, number, accounts))
             target.tried()
             try:
-                return await self._attempt(call, target, attempt, hold)
+                return await self._send(attempt)
             except UpstreamError as error:
                 refusal = failure(target.model, error)
-                self._record(call, target, attempt, refusal.status, error=error.kind, cost=_failed(hold, error))
+                self._ledger.append(attempt.ended(refusal.status, _failed(attempt.hold, error), error=error.kind))
                 if error.kind in ("deadline", "answer_too_large"):
                     target.let_be()
                     break
@@ -89,21 +90,21 @@ class Door:
             except BaseException:
                 target.let_be()
                 status, word = (RunStopped.status, RunStopped.code) if call.is_stopped else (_CLIENT_LEFT, "client_left")
-                charge = hold.settle(None, None, exact=False)
-                self._record(call, target, attempt, status, error=word, cost=charge[::2][:2], exact=False)
+                charge = attempt.hold.settle(None, None, exact=False)
+                self._ledger.append(attempt.ended(status, charge, error=word, exact=False))
                 raise
             log.warning("%s: %s in %s: %s", call.request_id, target.model, target.cell, refusal.code)
         assert targets, "a route always has a target: the configuration is checked for it"
         raise refusal
 
-    async def _reserve(self, call: Call, target: Target, attempt: int, accounts: tuple[Account, ...]) -> Hold:
+    async def _reserve(self, call: Call, target: Target, number: int, accounts: tuple[Account, ...]) -> Hold:
         """The hold for one attempt. Raises `Denied` where the request may not go there, and what `Purse.reserve` raises."""
         assert call.about is not None and call.asked is not None, "a call is labelled before it goes out"
         if not may_leave(self._policy, call.about, model=target.model, zone=target.zone):
             raise Denied(f"data of class `{call.data_class}` may not go to `{target.model}`", code="residency")
         path = call.endpoint.path
         prompt, most, answers = worst_of(path, call.asked.body, target.context) if accounts and not call.endpoint.is_free else _NO_WORK
-        ask = Ask(accounts, prompt, most, target.price, call.request_id, attempt, answers)
+        ask = Ask(accounts, prompt, most, target.price, call.request_id, number, answers)
         hold = self._purse.try_reserve(ask)
         if hold is not None:
             return hold
@@ -113,13 +114,9 @@ class Door:
             self._metrics.budget_refused(refusal.scope, refusal.unit)
             raise
 
-    async def _attempt(self, call: Call, target: Target, attempt: int, hold: Hold) -> Reply:
-        timeouts = self._timeouts
-        left_s = min(timeouts.total_s - (time.monotonic() - call.started) if attempt > 1 else timeouts.total_s,
-                     call.run.deadline - time.time() if call.run is not None else timeouts.total_s)  # fmt: skip
-        if left_s != timeouts.total_s:  # all attempts share the time that one request has
-            timeouts = timeouts._replace(total_s=left_s)
-        answer = await self._pool.send(target.origin, _request(call, target, hold), timeouts)
+    async def _send(self, attempt: Attempt) -> Reply:
+        call, target = attempt.call, attempt.target
+        answer = await self._pool.send(target.origin, _request(attempt), self._times(attempt))
         try:
             content_type = _content_type(answer)
             is_stream = content_type.startswith(b"text/event-stream")
@@ -128,15 +125,23 @@ class Door:
             answer.release()
             raise
         target.recovered()
+        head = self._head(call, target, attempt.hold, content_type)
         if is_stream:
-            head = self._head(call, target, hold, content_type)
-            return Reply(answer.status, head, Relay(call, target, attempt, answer=answer, first=body, hold=hold, ledger=self._ledger))
+            return Reply(answer.status, head, Relay(attempt, answer, body, self._ledger))
         answer.release()
-        return self._whole(call, target, attempt, hold, answer, content_type, body)  # noqa: PLR0917 (its own continuation)
+        return self._whole(attempt, answer.status, head, body)
 
-    def _whole(self, call: Call, target: Target, attempt: int, hold: Hold, answer: Answer, content_type: bytes, body: bytes) -> Reply:  # noqa: PLR0913, PLR0917
+    def _times(self, attempt: Attempt) -> Timeouts:
+        """How long it may take: all attempts share the time that one request has, and its run's deadline is its own."""
+        timeouts, call = self._timeouts, attempt.call
+        if attempt.number == 1 and call.run is None:
+            return timeouts
+        left_s = timeouts.total_s - (time.monotonic() - call.started)
+        return timeouts._replace(total_s=left_s if call.run is None else min(left_s, call.run.deadline - time.time()))
+
+    def _whole(self, attempt: Attempt, status: int, head: bytes, body: bytes) -> Reply:
         """A whole answer: settled, recorded and on its way."""
-        status, endpoint = answer.status, call.endpoint
+        call, hold, endpoint = attempt.call, attempt.hold, attempt.call.endpoint
         is_fine = status < 400
         tokens = tokens_of(body) if is_fine else Tokens()
         if endpoint.is_free or not is_fine:
@@ -144,12 +149,12 @@ class Door:
         else:
             written = tokens.completion if writes(endpoint.path) else tokens.completion or 0
             charge = hold.settle(tokens.prompt, written, exact=tokens.prompt is not None and written is not None)
-        self._record(call, target, attempt, status, tokens=tokens, first_byte=time.monotonic(), cost=charge[::2][:2],
-                     error="" if is_fine else "refused_by_model")  # fmt: skip
+        self._ledger.append(attempt.ended(status, charge, tokens=tokens, first_byte=time.monotonic(),
+                                          error="" if is_fine else "refused_by_model"))  # fmt: skip
         if status in (404, 405) and b'"error"' not in body:  # the engine has no such path: it serves what its model can do
-            raise NotFound(f"`{target.model}` does not serve {endpoint.path}; ask a model or task that does "
+            raise NotFound(f"`{attempt.target.model}` does not serve {endpoint.path}; ask a model or task that does "
                            "(GET /v1/models says what each is)", code="endpoint_not_supported")  # fmt: skip
-        head = self._head(call, target, hold, content_type) + b"inhouse-cost-usd: %b\r\n" % _usd(charge.nanousd)
+        head += b"inhouse-cost-usd: %b\r\n" % _usd(charge.nanousd)
         if call.run is not None and endpoint.dialect == "openai":
             body, is_cut = in_openai_words(body)
             head += b"inhouse-finish-cause: %b\r\n" % CAUSE.encode() if is_cut else b""
@@ -169,18 +174,13 @@ class Door:
             lines += f"inhouse-loop: {call.warning}\r\n".encode()
         return lines
 
-    def _record(self, call: Call, target: Target, attempt: int, status: int, *, error: str = "", tokens: Tokens = Tokens(),  # noqa: B008 (frozen)
-                exact: bool = True, first_byte: float | None = None, cost: Sequence[int] = (0, 0)) -> None:  # fmt: skip
-        self._ledger.append(call.row(attempt, target.model, status, error=error, tokens=tokens, exact=exact, first_byte=first_byte,
-                                     zone=target.zone, cost=(cost[0], cost[1])))  # fmt: skip
 
-
-def _failed(hold: Hold, error: UpstreamError) -> Sequence[int]:
+def _failed(hold: Hold, error: UpstreamError) -> Charge:
     """What a failed attempt costs: nothing where no model worked for it, the worst case where nobody knows how much one did."""
     if not error.sent or error.kind == "busy" or error.kind.startswith("status_"):
         hold.release()
-        return (0, 0)
-    return hold.settle(None, None, exact=False)[::2][:2]
+        return NOTHING
+    return hold.settle(None, None, exact=False)
 
 
 def _lowered(hold: Hold) -> int | None:
@@ -207,13 +207,14 @@ async def _first(answer: Answer) -> bytes:
     return first
 
 
-def _request(call: Call, target: Target, hold: Hold) -> bytes:
+def _request(attempt: Attempt) -> bytes:
     """The request's bytes: our own head, built anew, so that no header of the caller's slips through that is not on the list."""
+    call, target = attempt.call, attempt.target
     asked = call.asked
     assert asked is not None, "a call is read before it goes out"
     endpoint, given = asked.endpoint, call.headers
     body = asked.for_model(target.id)
-    if (most := _lowered(hold)) is not None and not endpoint.form:
+    if (most := _lowered(attempt.hold)) is not None and not endpoint.form:
         body = lowered(endpoint.path, body, most)
     if target.is_ours:
         passed = b"".join([b"%b: %b\r\n" % (name, given[name]) for name in _PASSED_ON & given.keys()])

@@ -76,6 +76,11 @@ class Hold:
         return self._ask.prompt_tokens
 
     @property
+    def answers(self) -> int:
+        """How many answers it is for."""
+        return self._ask.answers
+
+    @property
     def asked_tokens(self) -> int:
         """What was asked for each answer, of which `max_tokens` were granted."""
         return self._ask.max_tokens
@@ -93,7 +98,7 @@ class Hold:
 
     def release(self) -> None:
         """The call was never sent: nothing is charged."""
-        self._close(_NOTHING)
+        self._close(NOTHING)
 
     def _close(self, charge: Charge) -> Charge:
         if self._open:
@@ -106,7 +111,7 @@ class Hold:
         return charge
 
 
-_NOTHING = Charge(0, 0, 0, 0, 0)
+NOTHING = Charge(0, 0, 0, 0, 0)
 
 
 def want_of(ask: Ask, least: int) -> Want:

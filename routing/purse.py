@@ -306,6 +306,8 @@ def _refusal(refused: _Refused, ask: Ask) -> Refusal:
         return TooMany(f"{whose} may use {budget}, and has; try again in {wait_s} s", retry_after_s=wait_s)
     when = f"It renews at {datetime.fromtimestamp(renews, UTC):%Y-%m-%dT%H:%M:%SZ}" if renews else "It does not renew"
     left = amount(key.unit, max(0, standing.left))
-    return BudgetExceeded(
+    refusal = BudgetExceeded(
         f"the budget of {whose} is {budget}: {amount(key.unit, standing.spent)} spent, {amount(key.unit, standing.held)} held by calls "
         f"under way, {left} left; this call needs at least {amount(key.unit, needs)}. {when}; ask for less, or have it raised")  # fmt: skip
+    refusal.scope, refusal.unit = key.kind, key.unit
+    return refusal

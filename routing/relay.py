@@ -3,10 +3,8 @@
 import time
 from typing import Protocol
 
-from routing.call import Call
-from routing.choose import Target
+from routing.call import Attempt, Call
 from routing.errors import BadAnswer, Refusal, RunStopped, TooMany, TooSlow, Unavailable
-from routing.holds import Hold
 from routing.ledger import Ledger
 from routing.repetition import in_openai_words
 from routing.stream import Tee, Tokens
@@ -32,20 +30,19 @@ class Relay:
     Ends with an error event where the model's stream was cut; the ledger and the hold get what was really seen, once, however it ends.
     """
 
-    __slots__ = ("_answer", "_attempt", "_first", "_first_byte", "_hold", "_ledger", "_most", "_out", "_target", "_tee", "call")
+    __slots__ = ("__weakref__", "_answer", "_attempt", "_first", "_first_byte", "_ledger", "_most", "_out", "_target", "_tee", "call")
 
-    def __init__(self, call: Call, target: Target, attempt: int, *, answer: Answer, first: bytes, hold: Hold, ledger: Ledger) -> None:
-        asked = call.asked
+    def __init__(self, attempt: Attempt, answer: Answer, first: bytes, ledger: Ledger) -> None:
+        asked = attempt.call.asked
         assert asked is not None, "what is streamed was asked for"
-        self.call = call
-        self._target = target
+        self.call = attempt.call
+        self._target = attempt.target
         self._attempt = attempt
         self._answer = answer
         self._first = first
         self._first_byte = time.monotonic()
-        self._hold = hold
         self._ledger = ledger
-        self._most = hold.max_tokens + _OVERRUN_EVENTS if hold.max_tokens else 0
+        self._most = attempt.hold.max_tokens * attempt.hold.answers + _OVERRUN_EVENTS if attempt.hold.max_tokens else 0
         self._tee = Tee(asked.endpoint.dialect, strip_usage=asked.endpoint.usage_on_request and not asked.wants_usage)
         self._out: Outlet | None = None
 
@@ -119,10 +116,10 @@ class Relay:
             target.rest()
         tokens, is_exact = self._seen()
         # An engine of ours stops with its caller, and has written what was seen; a provider may bill for the rest.
-        known = is_exact or target.is_ours
-        charge = self._hold.settle(tokens.prompt if tokens.prompt is not None else self._hold.prompt_tokens, tokens.completion, exact=known)
-        self._ledger.append(self.call.row(self._attempt, target.model, status, error=error, tokens=tokens, first_byte=self._first_byte,
-                                          exact=is_exact, zone=target.zone, cost=(charge.nanousd, charge.gpu_ms)))  # fmt: skip
+        hold = self._attempt.hold
+        prompt = hold.prompt_tokens if tokens.prompt is None else tokens.prompt
+        charge = hold.settle(prompt, tokens.completion, exact=is_exact or target.is_ours)
+        self._ledger.append(self._attempt.ended(status, charge, error=error, tokens=tokens, first_byte=self._first_byte, exact=is_exact))
 
     def _seen(self) -> tuple[Tokens, bool]:
         """The tokens of the stream, and whether the model said so itself; else each event counts as one."""
@@ -146,8 +143,7 @@ def failure(model: str, error: UpstreamError) -> Refusal:
     return BadAnswer(f"`{model}` stopped before its answer was complete ({kind}); try again", retry_after_s=1)
 
 
-def stopped(call: Call, reason: str) -> RunStopped:
-    """The refusal for a call whose run was stopped under way."""
+def stopped(call: Call, reason: str, *, code: str | None = None) -> RunStopped:
+    """The refusal for a call whose run was stopped."""
     run_id = call.run.id if call.run is not None else ""
-    return RunStopped(f"{run_id} was stopped: {reason}; what was written so far is kept. A person can raise its limits "
-                      f"(`inhouse runs raise {run_id}`)")  # fmt: skip
+    return RunStopped(f"{run_id} was stopped: {reason}; a person can raise its limits (`inhouse runs raise {run_id}`)", code=code)
