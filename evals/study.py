@@ -4,18 +4,21 @@ A stand-in is named as one in every record, so that no verdict about it can be t
 """
 
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import msgspec
 from msgspec import structs
 
 from evals.client import Endpoint
-from evals.cost import CostError, Price, Prices, usd
+from evals.cost import CostError, Own, Price, Prices, usd
+from evals.load import Load, Loaded
 from evals.run import Plan, limited, run
 from evals.store import Stored
 from evals.suite import read_suite
+
+HELD = 0.95  # of the requests within the latency goal
 
 
 class Hosted(NamedTuple):
@@ -37,11 +40,30 @@ def hosted(model: str, base_url: str, key_env: str, stand_in: Endpoint, prices: 
     return Hosted(stand_in, price, f"{stand_in.model}, a stand-in for {model}", is_stand_in=True)
 
 
-def ask(suite: str, endpoint: Endpoint, home: Path, *, limit: int | None = None, tell: Callable[[Any], None] = lambda _: None) -> Stored:
+def ask(suite: str, endpoint: Endpoint, home: Path, *, limit: int | None = None, load: Load | None = None) -> Stored:
     """Asks a suite's cases and returns the stored run. In a thread of its own, as a notebook's own event loop is running."""
-    plan = Plan(limited(read_suite(suite), limit), endpoint)
+    plan = Plan(limited(read_suite(suite), limit), endpoint, load=load)
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(run, plan, home, tell).result()
+        return pool.submit(run, plan, home, lambda _: None).result()
+
+
+def own_measured(made: Stored, *, usd_per_gpu_hour: float, prefill_share: float, gpus: float = 1, utilisation: float = 0.3) -> Own:
+    """An own model's throughput from a run under load, at the latency goal that the run had.
+
+    Raises `CostError` where the run had no load or no goal, or missed it on more than a twentieth of the requests: then it says what the
+    accelerators can't do, not what they can.
+    """
+    if "load" not in made.facts:
+        raise CostError(f"{made.id} was not under load. Make such a run: inhouse eval run SUITE --model NAME --rate 20 --slo-ttft 0.5")
+    load = msgspec.convert(made.facts["load"], Loaded)
+    limits = made.facts["settings"]["load"]
+    if limits["slo_ttft_s"] is None and limits["slo_tpot_s"] is None:
+        raise CostError(f"{made.id} had no latency goal, so its tokens a second are of no quality. Give one: --slo-ttft or --slo-tpot")
+    good = (load.goodput_per_s or 0.0) * load.duration_s / load.requests
+    if good < HELD:
+        raise CostError(f"{made.id} met its latency goal on {good:.0%} of the requests and {HELD:.0%} are needed; lower --rate")
+    return Own(usd_per_gpu_hour=usd_per_gpu_hour, gpus=gpus, input_tokens_per_s=load.prompt_tokens_per_s,
+               output_tokens_per_s=load.output_tokens_per_s, prefill_share=prefill_share, utilisation=utilisation)  # fmt: skip
 
 
 def billed(made: Stored, other: Hosted) -> Stored:

@@ -71,6 +71,12 @@ def finish(tracked: Tracked, kept: Kept, tell: Callable[[str], None] = lambda _:
         tracked.client.set_terminated(tracked.run)
 
 
+def attach(home: Path, run: str, file: Path) -> None:
+    """Adds a file, such as the executed notebook, to the run of a comparison. Raises `TrackingError`."""
+    with _translated():
+        _client(home)[0].log_artifact(run, str(file))
+
+
 def _client(home: Path) -> tuple[Any, str | None]:
     """A client of MLFLOW_TRACKING_URI, else of a SQLite file in the home; and where its artifacts go (None: the server says)."""
     os.environ.update(_OFF)

@@ -10,11 +10,23 @@ from evals.client import Endpoint
 from evals.compare import compare, pair, usd_per_success
 from evals.comparison import keep
 from evals.cost import CostError, Own, Price, Prices, break_even, own_price, usd
-from evals.study import ask, billed, hosted
+from evals.load import Load
+from evals.study import ask, billed, hosted, own_measured
 
 OWN = Own(usd_per_gpu_hour=2.5, gpus=2, input_tokens_per_s=20_000, output_tokens_per_s=2_000, prefill_share=0.4, utilisation=0.3)
 PRICES = Prices(date="2026-11-25", hosted={"openai/gpt-5-nano": Price(input=0.05, output=0.4)})
 LOCAL = Endpoint("http://127.0.0.1:1/v1", "demo-generalist")
+
+
+@pytest.fixture
+def suite(tmp_path):
+    """The folder of a suite of twenty cases, the answer to each its own number."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "task.yaml").write_text("name: own\nscorer: exact\nsensitive: false\n")
+    cases = [{"id": f"c{at}", "messages": [{"role": "user", "content": str(at)}], "expected": str(at)} for at in range(20)]
+    (folder / "cases.jsonl").write_text("".join(json.dumps(case) + "\n" for case in cases))
+    return str(folder)
 
 
 def data_of(chart):
@@ -57,18 +69,13 @@ def test_charts_are_kept_for_jupyterlabs_own_viewer():
     assert "text/html" not in bundle
 
 
-def test_without_a_key_the_stand_in_is_named_as_one(upstream, tmp_path):
+def test_without_a_key_the_stand_in_is_named_as_one(upstream, suite, tmp_path):
     """The stand-in's rows cost what the hosted model would, and its name in the verdict says what it is."""
     other = hosted("openai/gpt-5-nano", "https://api.openai.com/v1", "NO_SUCH_KEY_IN_ANY_ENVIRONMENT", LOCAL, PRICES)
     assert (other.endpoint, other.is_stand_in) == (LOCAL, True)
-    suite = tmp_path / "own"
-    suite.mkdir()
-    (suite / "task.yaml").write_text("name: own\nscorer: exact\nsensitive: false\n")
-    (suite / "cases.jsonl").write_text("".join(json.dumps({"id": f"c{at}", "messages": [{"role": "user", "content": str(at)}],
-                                                           "expected": str(at)}) + "\n" for at in range(20)))  # fmt: skip
     with upstream.serving(lambda body: upstream.Reply(body["messages"][-1]["content"])) as server:
-        ours = asyncio.run(_inside_a_loop(str(suite), Endpoint(server.base_url, "ours"), tmp_path))
-        theirs = billed(ask(str(suite), Endpoint(server.base_url, "demo-generalist"), tmp_path, limit=10), other)
+        ours = asyncio.run(_inside_a_loop(suite, Endpoint(server.base_url, "ours"), tmp_path))
+        theirs = billed(ask(suite, Endpoint(server.base_url, "demo-generalist"), tmp_path, limit=10), other)
     verdict = keep(tmp_path, compare([pair(theirs, ours)], margin=0.02)[0], PRICES).verdict
     assert verdict.incumbent == "demo-generalist, a stand-in for openai/gpt-5-nano"
     row = theirs.rows[0]
@@ -78,6 +85,19 @@ def test_without_a_key_the_stand_in_is_named_as_one(upstream, tmp_path):
 async def _inside_a_loop(suite, endpoint, home):
     """As in a notebook, whose own event loop is running."""
     return ask(suite, endpoint, home)
+
+
+def test_own_throughput_is_what_was_measured_at_the_goal(upstream, suite, tmp_path):
+    """A run under load gives tokens a second; one without load, without a goal or that missed it gives an error that says so."""
+    with upstream.serving(lambda body: upstream.Reply(body["messages"][-1]["content"])) as server:
+        runs = [ask(suite, Endpoint(server.base_url, "ours"), tmp_path, load=load) for load in (
+            Load(rate_per_s=100, slo_ttft_s=60), None, Load(rate_per_s=100), Load(rate_per_s=100, slo_ttft_s=1e-9))]  # fmt: skip
+    held, *others = runs
+    own = own_measured(held, usd_per_gpu_hour=2.0, prefill_share=0.4)
+    assert own.output_tokens_per_s == pytest.approx(sum(row.completion_tokens for row in held.rows) / held.facts["load"]["duration_s"])
+    for made, said in zip(others, ("was not under load", "had no latency goal", "of the requests and 95% are needed; lower --rate"), strict=True):
+        with pytest.raises(CostError, match=said):
+            own_measured(made, usd_per_gpu_hour=2.0, prefill_share=0.4)
 
 
 def test_a_model_without_a_price_is_refused():

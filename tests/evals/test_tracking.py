@@ -150,6 +150,7 @@ def _check_traces(client, experiment, parent):
     assert set(spans) == {"case", "incumbent", "candidate"}
 
 
+@pytest.mark.slow
 def test_without_a_server_it_is_in_the_homes_database(compared, keep_run, tmp_path):
     """By default the record is a SQLite file under the home, and nothing is asked of the network; the same models are not made anew.
 
@@ -173,6 +174,12 @@ def test_without_a_server_it_is_in_the_homes_database(compared, keep_run, tmp_pa
     assert any(b"said 20" in content for content in kept)
     assert not any(b"secret word" in content for content in kept)
     assert not (tmp_path / "mlruns").exists()
+    run = json.loads(done.stdout)[0]["mlflow_run"]
+    attached = f"from pathlib import Path; from evals.tracking import attach; attach(Path({str(tmp_path)!r}), {run!r}, Path('own.html'))"
+    (tmp_path / "own.html").write_text("a notebook")
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")} | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", attached], cwd=tmp_path, env=env, check=True, timeout=240)
+    assert "own.html" in [file.path for file in client.list_artifacts(run)]
 
 
 def test_a_server_that_is_away_is_told(compared, tmp_path):
