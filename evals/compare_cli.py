@@ -136,17 +136,13 @@ def compare(
 
 
 def _kept(home: Path, made: Any, prices: Any, track: Callable[[str], None] | None) -> "Kept":
-    from evals.comparison import keep
-
     if track is None:
+        from evals.comparison import keep
+
         return keep(home, made, prices)
     from evals import tracking
 
-    track("MLflow: opening its store (the first time makes the database)")
-    tracked = tracking.begin(home, made.pairs)
-    kept = keep(home, made, prices, tracked.run)
-    tracking.finish(tracked, kept, track)
-    return kept
+    return tracking.keep(home, made, prices, track)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ A stand-in is named as one in every record, so that no verdict about it can be t
 """
 
 import os
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -71,3 +72,10 @@ def billed(made: Stored, other: Hosted) -> Stored:
     rows = [structs.replace(row, cost_usd=None if row.prompt_tokens is None or row.completion_tokens is None
                             else usd(other.price, row.prompt_tokens, row.completion_tokens)) for row in made.rows]  # fmt: skip
     return made._replace(rows=rows, facts=made.facts | {"model": other.name})
+
+
+def provenance(made: Stored) -> dict[str, str]:
+    """What a reader needs to get the same again: code, data, prompt, model, when."""
+    commit = subprocess.run(["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    facts = {name: str(made.facts.get(name, "")) for name in ("data_sha256", "prompt_sha256", "model", "model_digest", "host", "started")}
+    return {"run": made.id, "git": commit.stdout.strip() or "no repository"} | facts

@@ -17,9 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from evals import comparison
 from evals.case import Row
 from evals.compare import Comparison, Pairs
 from evals.comparison import Kept
+from evals.cost import Prices
 from evals.report import report
 from evals.store import Stored
 
@@ -45,6 +47,15 @@ class Tracked(NamedTuple):
     run: str
 
 
+def keep(home: Path, made: Comparison, prices: Prices, tell: Callable[[str], None] = lambda _: None) -> Kept:
+    """Keeps a comparison in its folder and in MLflow. Raises `TrackingError`."""
+    tell("MLflow: opening its store (the first time makes the database)")
+    tracked = begin(home, made.pairs)
+    kept = comparison.keep(home, made, prices, tracked.run)
+    finish(tracked, kept, tell)
+    return kept
+
+
 def begin(home: Path, pairs: Pairs) -> Tracked:
     """Makes the parent run, so that the verdict can name it. Raises `TrackingError`."""
     facts = pairs.candidate.facts
@@ -57,7 +68,7 @@ def begin(home: Path, pairs: Pairs) -> Tracked:
         return Tracked(client, experiment, client.create_run(experiment, run_name=title).info.run_id)
 
 
-def finish(tracked: Tracked, kept: Kept, tell: Callable[[str], None] = lambda _: None) -> None:
+def finish(tracked: Tracked, kept: Kept, tell: Callable[[str], None]) -> None:
     """Logs everything of a kept comparison and ends its runs. Raises `TrackingError`; the run is marked as failed where MLflow answers."""
     with _translated(tracked):
         tell("MLflow: figures and files")

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -56,10 +57,9 @@ def fetch_through(pool: Pool, jwks: str) -> Fetch:
 
 
 async def _get(pool: Pool, url: str) -> bytes:
-    origin = Origin.of(url)
-    query = url.partition("?")[2]
-    path = f"{origin.prefix or '/'}{f'?{query}' if query else ''}"
-    request = f"GET {path} HTTP/1.1\r\nhost: {origin.authority}\r\naccept: application/json\r\n\r\n".encode()
+    origin, parts = Origin.of(url), urlsplit(url)
+    query = f"?{parts.query}" if parts.query else ""
+    request = f"GET {parts.path or '/'}{query} HTTP/1.1\r\nhost: {origin.authority}\r\naccept: application/json\r\n\r\n".encode()
     answer = await pool.send(origin, request, _TIMEOUTS)
     try:
         body = await answer.body(_KEYS_BYTES)

@@ -77,9 +77,9 @@ async def answer(house: House, request: Request) -> Reply:
         house.audit.append(_entry(call, "decision", "allow"))
         return await _forward(house, call, targets)
     except Refusal as refusal:
+        house.audit.append(_entry(call, "refusal", refusal.code))  # before its row: no row is ever there without its entry
         if not call.was_recorded:
             house.ledger.append(call.refused(refusal.status, refusal.code))
-        house.audit.append(_entry(call, "refusal", refusal.code))
         raise
 
 
@@ -149,7 +149,7 @@ async def look_for_loops(house: House, call: Call, asked: Asked) -> None:
     """Stops a run whose agent goes in circles; without a run the agent is told, and where it goes on, refused. Raises `RunStopped`."""
     task = house.plan.site.tasks.get(call.task)
     finding = find_loop(asked.body, task.polling if task is not None else (), patience=_PATIENCE * call.run.raised if call.run else 0)
-    if finding is None and call.run is not None:
+    if finding is None and call.run is not None and not call.run.raised:  # a person who let it go on knows what it spends
         finding = house.hasty.get(call.run.id)
     if finding is None:
         return

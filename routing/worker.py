@@ -77,7 +77,8 @@ class Worker:
         await self._refresh_tokens()
         await self._check_health()
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload.set)
-        jobs = (self._pool.sweep(), self._tick(), self._learn(), self._watch_health(), self._watch_paces(), self._watch_files())
+        jobs = (self._pool.sweep(), self._tick(), self._learn(), self._watch_health(), self._watch_tokens(), self._watch_paces(),
+                self._watch_files())  # fmt: skip
         self._background = [asyncio.create_task(job) for job in jobs]
         gc.collect()
         gc.freeze()  # what lives as long as the worker is not looked at again
@@ -177,11 +178,15 @@ class Worker:
         if self._house.plan.tokens is not None:
             await self._house.plan.tokens.refresh()
 
+    async def _watch_tokens(self) -> None:
+        while True:
+            await asyncio.sleep(_HEALTH_EVERY_S)
+            await self._refresh_tokens()
+
     async def _watch_health(self) -> None:
         while True:
             await asyncio.sleep(_HEALTH_EVERY_S)
             await self._check_health()
-            await self._refresh_tokens()
 
     async def _check_health(self) -> None:
         targets = [target for target in self._house.plan.fleet.all() if target.is_ours]

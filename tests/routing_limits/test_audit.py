@@ -3,6 +3,7 @@
 OWASP AISVS C12 (logging): tamper evidence and completeness.
 """
 
+import fcntl
 import json
 import os
 import signal
@@ -19,9 +20,10 @@ from hypothesis import strategies as st
 from sqlalchemy import insert
 
 import inhouse
-from routing.audit import Audit, AuditError, Chain, Entry, Place, note, place_of, read_line
+from routing.audit import Audit, AuditError, Entry, Place, note, place_of
 from routing.audit_cli import audit
 from routing.audit_verify import ledger_requests, missing_requests, verify
+from routing.chain import Chain, read_line
 from routing.store import LEDGER, open_store
 
 FAULTS = ("altered", "reordered", "replayed", "missing", "truncated", "missing_against_ledger")
@@ -228,6 +230,16 @@ def test_many_writers_and_kills_leave_one_chain(tmp_path):
     assert report.ok, report
     assert all(requests[f"{w}-{i}"] == 1 for w in (2, 3) for i in range(4000))
     assert report.last >= 8020
+
+
+def test_a_stopped_writer_does_not_hold_up_the_others_for_ever(place):
+    """While somebody has the lock and does nothing, appending gives up after seconds; when it is free, it goes on."""
+    with (place.folder / "lock").open("r+b") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(AuditError, match="lock"):
+            Chain(place, lock_s=0.2)
+    Chain(place).append([entry(9)])
+    assert verify(place)[0].ok
 
 
 BOTH = """

@@ -39,7 +39,7 @@ class Issuer:
             def do_GET(self):
                 issuer.asked += 1
                 body = issuer.key_set()
-                self.send_response(issuer.status)
+                self.send_response(issuer.status if self.path == "/certs/?kind=jwks" else 404)
                 self.send_header("content-length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
@@ -48,7 +48,7 @@ class Issuer:
                 pass
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/certs?kind=jwks"
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/certs/?kind=jwks"
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def key_set(self):
