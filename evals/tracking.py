@@ -12,6 +12,7 @@ import os
 import random
 import re
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,7 +95,9 @@ def _client(home: Path) -> tuple[Any, str | None]:
     for name, value in _UNLESS_SET.items():
         os.environ.setdefault(name, value)
     logging.getLogger("alembic").setLevel(logging.WARNING)  # tells every step of making a database
-    import mlflow
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="IProgress not found")  # in a notebook, of a progress bar that is switched off
+        import mlflow
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     uri, root = os.environ.get("MLFLOW_TRACKING_URI", ""), None

@@ -6,12 +6,12 @@
 # %% [markdown]
 # # Is our own model good enough, beside a hosted one?
 #
-# **Conclusion.** The verdict under "Decide" says it, for this task and these cases: *better*, *not worse by more than the margin*, *worse*, or
-# *not enough evidence* and about how many more cases. Only the first two let our model take the task.
+# **Conclusion.** The verdict under "Decide" says it, for this task and these cases: *better*, *not worse by more than the margin*,
+# *worse*, or *not enough evidence* and about how many more cases. Only the first two let our model take the task.
 #
-# **Evidence.** Both models answer the same cases; the interval is of the paired difference in effective success, where a failed request is a
-# failure. Without a key for the hosted model a local **stand-in** answers in its place, billed at the hosted model's published price: then the
-# verdict is about the stand-in, and every record says so.
+# **Evidence.** Both models answer the same cases; the interval is of the paired difference in effective success, where a failed
+# request is a failure. Without a key for the hosted model a local **stand-in** answers in its place, billed at the hosted model's
+# published price: then the verdict is about the stand-in, and every record says so.
 #
 # Runs against `make up`.
 

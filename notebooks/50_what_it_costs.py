@@ -6,11 +6,12 @@
 # %% [markdown]
 # # What does a task cost on our own machines?
 #
-# **Conclusion.** It depends on how busy they are: half the use doubles the price of each task. The last table names the utilisation above which
-# our model is cheaper than each hosted one, per *successful* task; "never" means not even at full use.
+# **Conclusion.** It depends on how busy they are: half the use doubles the price of each task. The last table names the utilisation
+# above which our model is cheaper than each hosted one, per *successful* task; "never" means not even at full use.
 #
-# **Evidence.** A run under open-loop load gives the tokens a second that the machine does while it meets a latency goal; what it costs an hour
-# is yours to say. At the mix of tokens that was measured, the split between prompts and answers does not change the sum.
+# **Evidence.** A run under open-loop load gives the tokens a second that the machine does while it meets a latency goal; what it
+# costs an hour is yours to say. At the mix of tokens that was measured, the split between prompts and answers does not change the
+# sum.
 #
 # Runs against `make up`. Raise `rate_per_s` until the goal is missed: the last rate that held it is what your machine can do.
 

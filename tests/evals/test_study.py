@@ -95,7 +95,8 @@ def test_own_throughput_is_what_was_measured_at_the_goal(upstream, suite, tmp_pa
     held, *others = runs
     own = own_measured(held, usd_per_gpu_hour=2.0, prefill_share=0.4)
     assert own.output_tokens_per_s == pytest.approx(sum(row.completion_tokens for row in held.rows) / held.facts["load"]["duration_s"])
-    for made, said in zip(others, ("was not under load", "had no latency goal", "of the requests and 95% are needed; lower --rate"), strict=True):
+    reasons = ("was not under load", "had no latency goal", "of the requests and 95% are needed; lower --rate")
+    for made, said in zip(others, reasons, strict=True):
         with pytest.raises(CostError, match=said):
             own_measured(made, usd_per_gpu_hour=2.0, prefill_share=0.4)
 
