@@ -7,8 +7,11 @@ sent. Any other failure is an outcome of the service and is kept as one. Waiting
 import asyncio
 import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
+
+from msgspec.structs import replace
 
 from evals.cache import Cache, key_of
 from evals.case import Answer, Case
@@ -22,12 +25,16 @@ _HOPELESS = 5  # outcomes of the kind that a wrong key gives, before anything ha
 
 
 class Question(NamedTuple):
-    """One sample of a case, ready to be sent."""
+    """One sample of a case, ready to be sent. `nth`: how often the same body was asked before in this pass.
+
+    Samples of a case, and cases that are twins, are questions of their own with answers of their own.
+    """
 
     place: int
     case: Case
     sample: int
     body: bytes
+    nth: int = 0
 
 
 class Told(NamedTuple):
@@ -43,8 +50,11 @@ class Told(NamedTuple):
 
 def questions(client: Client, suite: Suite, samples: int, request: dict[str, object]) -> Iterator[Question]:
     """All samples of all cases, in the order in which they are asked and stored."""
+    seen: Counter[bytes] = Counter()
     for place, (case, sample) in enumerate((case, sample) for case in suite.cases for sample in range(samples)):
-        yield Question(place, case, sample, client.body(suite.messages(case), suite.request | request))
+        body = client.body(suite.messages(case), suite.request | request)
+        yield Question(place, case, sample, body, seen[body])
+        seen[body] += 1
 
 
 class Asking:
@@ -72,11 +82,14 @@ class Asking:
 
     async def _work(self, todo: Iterator[Question]) -> None:
         for question in todo:
-            key = key_of(self._client.endpoint.url, question.body, question.sample, self._client.endpoint.digest)
-            answer = self._cache.get(key)
-            if answer is None:
-                answer = await self._ask(question)
-                self._cache.put(key, answer)
+            key = key_of(self._client.endpoint.url, question.body, question.nth, self._client.endpoint.digest)
+            known = self._cache.get(key)
+            answer = (
+                await self._ask(question)
+                if known is None
+                else replace(known, case_id=question.case.id, sample=question.sample, cached=True)
+            )
+            self._cache.put(key, answer)
             self._answers[question.place] = answer
             self._cached += answer.cached
             self._failed += answer.failed

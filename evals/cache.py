@@ -18,10 +18,10 @@ _DECODE = msgspec.msgpack.Decoder(Answer).decode
 _VERSION = b"1"  # of what an answer holds: a new field's meaning makes old answers strangers
 
 
-def key_of(url: str, body: bytes, sample: int, digest: str) -> bytes:
-    """The name of an answer: where it was asked, the whole body (model, messages, settings), which sample, and the model's digest."""
+def key_of(url: str, body: bytes, nth: int, digest: str) -> bytes:
+    """The name of an answer: where it was asked, the whole body (model, messages, settings), which time it is asked, the model's digest."""
     made = hashlib.sha256()
-    for part in (_VERSION, url.encode(), body, str(sample).encode(), digest.encode()):
+    for part in (_VERSION, url.encode(), body, str(nth).encode(), digest.encode()):
         made.update(len(part).to_bytes(8, "big") + part)
     return made.digest()
 
@@ -42,15 +42,15 @@ class Cache:
         self._db.execute("CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, answer BLOB NOT NULL) WITHOUT ROWID")
 
     def get(self, key: bytes) -> Answer | None:
-        """The answer of that name, marked as cached; none where this is to be a fresh start."""
+        """The answer of that name; none where this is to be a fresh start."""
         if self._fresh:
             return None
         found = self._db.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
-        return msgspec.structs.replace(_DECODE(found[0]), cached=True) if found else None
+        return _DECODE(found[0]) if found else None
 
     def put(self, key: bytes, answer: Answer) -> None:
-        """Keeps a complete answer; it is on disk when this returns."""
-        if not answer.failed:
+        """Keeps a complete answer that is new; it is on disk when this returns."""
+        if not (answer.failed or answer.cached):
             self._db.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, _ENCODE(answer)))
 
     def __enter__(self) -> Self:

@@ -114,6 +114,8 @@ class Client:
                     if reader.feed(data) and streamed:
                         times.append(time.perf_counter())  # noqa: PERF401  # each when it came
             error = "" if reader.complete else "cut: the stream ended before the model had"
+        except aiohttp.ConnectionTimeoutError as problem:
+            error, unsent = f"connect: {problem}"[:300], True
         except TimeoutError:
             error = f"timeout: not complete within {self.endpoint.timeout_s:g} s"
         except aiohttp.ClientConnectorError as problem:
@@ -135,7 +137,7 @@ class Client:
 async def open_client(endpoint: Endpoint, *, sensitive: bool) -> AsyncIterator[Client]:
     """A client for an endpoint. Raises `AskError` before anything is sent where data may not go there."""
     check_allowed(endpoint, sensitive=sensitive)
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=min(10.0, endpoint.timeout_s))
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=min(10.0, endpoint.timeout_s / 2))
     # Idle connections are closed before uvicorn's 5 s, so that a request never meets one that the server is just closing.
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=4)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:

@@ -169,6 +169,9 @@ def lines(facts: dict[str, Any], made: Report) -> list[str]:
     for title, times in (("time to first token", made.ttft), ("gap between chunks", made.gap), ("whole answer", made.total)):
         if times:
             out.append(f"  {title:<21}{times}")
+    settings = facts.get("settings", {})
+    if made.total and not settings.get("load"):
+        out.append(f"                       asked as answers came, at most {settings.get('at_once')} at once")
     cost = "" if made.cost_usd is None else f", {made.cost_usd:.6f} USD by the router's account"
     out.append(f"  tokens               {made.prompt_tokens:,} in, {made.completion_tokens:,} out{cost}")
     if made.cached:

@@ -1,11 +1,17 @@
 """Asking: what is measured, what is retried, what is remembered, and what is never sent. Against a real server on a real socket."""
 
 import asyncio
+import contextlib
+import socket
 
 import pytest
 
-from evals.ask import AskError
+from evals.ask import AskError, Asking, questions
+from evals.cache import Cache
+from evals.case import Case
 from evals.client import Endpoint, open_client
+from evals.pace import Pace
+from evals.suite import Suite
 
 
 def last(body):
@@ -153,6 +159,30 @@ def test_what_was_answered_is_not_asked_again_and_what_failed_is(upstream, ask):
     assert [answer.text for answer in second] == [f"to question {at}" for at in range(10)]
 
 
+def test_cases_that_are_twins_are_asked_each_and_found_again_each(upstream, tmp_path):
+    """Two cases with the same words are two questions, with two answers under their own names, also when they come from the cache."""
+    twins = Suite(
+        name="t",
+        cases=[Case(name, [{"role": "user", "content": "same"}], "x") for name in ("one", "two")],
+        data_sha256="",
+        scorer={},
+        folder=tmp_path,
+    )
+
+    async def work(endpoint):
+        with Cache(tmp_path) as cache:
+            async with open_client(endpoint, sensitive=False) as client:
+                return await Asking(client, cache, Pace(1), lambda _: None).all(list(questions(client, twins, 2, {})))
+
+    with upstream.serving(lambda _: upstream.Reply(str(len(server.asked)))) as server:
+        first, second = (asyncio.run(work(Endpoint(server.base_url, "m"))) for _ in range(2))
+        assert len(server.asked) == 4
+    assert [(one.case_id, one.sample, one.text) for one in first] == [("one", 0, "1"), ("one", 1, "2"), ("two", 0, "3"), ("two", 1, "4")]
+    assert [(one.case_id, one.sample, one.text, one.cached) for one in second] == [
+        (one.case_id, one.sample, one.text, True) for one in first
+    ]
+
+
 @pytest.mark.parametrize("change", [{"model": "n"}, {"digest": "d2"}, {"api": "anthropic"}])
 def test_another_model_digest_or_dialect_is_another_question(upstream, ask, change):
     """The cache's key holds whatever could change the answer."""
@@ -184,6 +214,28 @@ def test_nobody_there_is_told(ask):
     """A port where nothing listens ends the run, after a few tries."""
     with pytest.raises(AskError, match=r"connect: .*Is it running"):
         ask(Endpoint("http://127.0.0.1:9/v1", "m"), 1, at_once=1)
+
+
+def test_a_server_that_takes_no_connection_is_not_there(tmp_path):
+    """A full backlog: nothing was sent, which is told apart from an answer that is late."""
+    listening = socket.socket()
+    waiting = [socket.socket() for _ in range(4)]
+    with contextlib.ExitStack() as stack:
+        for one in (listening, *waiting):
+            stack.enter_context(one)
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(0)
+        for one in waiting:
+            one.setblocking(False)
+            one.connect_ex(listening.getsockname())
+
+        async def work():
+            endpoint = Endpoint(f"http://127.0.0.1:{listening.getsockname()[1]}/v1", "m", timeout_s=1.0)
+            async with open_client(endpoint, sensitive=False) as client:
+                return await client.ask(b"{}", "c")
+
+        outcome = asyncio.run(work())
+    assert outcome.answer.error.startswith("connect: ") and outcome.again and outcome.hopeless
 
 
 def test_sensitive_data_opens_no_connection_to_a_place_not_declared_ours(upstream):
