@@ -26,7 +26,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 @click.group("eval")
 def evals() -> None:
-    """Ask models the cases of a task, score the answers, say how good they are."""
+    """Ask models the cases of a task, score the answers, say how good they are and which may take the task."""
 
 
 for _command in COMMANDS:

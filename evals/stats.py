@@ -5,7 +5,7 @@ from it (compare.py), how many cases are needed (power.py).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -46,11 +46,6 @@ class Estimate:
         """The one-sided p-value against "the difference is `bound` or less"; below alpha / 2 exactly where the interval is above it."""
         p = self._tail((self.centre - bound) / self.se) if self.se else float(self.centre <= bound)
         return max(p, float(ndtr((bound - self.effect) / self.floor))) if self.floor else p
-
-    def mirrored(self) -> "Estimate":
-        """The same evidence with the models swapped."""
-        pivots = None if self.pivots is None else -self.pivots[::-1]
-        return replace(self, effect=-self.effect, centre=-self.centre, pivots=pivots)
 
     def _quantile(self, p: float) -> float:
         if self.pivots is not None:
@@ -176,17 +171,6 @@ def _drawn(generator: np.random.Generator, groups: int, rows: int) -> Floats:
     """How often each cluster is drawn, by draw."""
     picked = generator.integers(0, groups, (rows, groups), dtype=np.int32) + groups * np.arange(rows)[:, None]
     return np.bincount(picked.ravel(), minlength=rows * groups).reshape(rows, groups).astype(np.float64)
-
-
-def ratio_interval(numerator: Clustered, denominator: Clustered, alpha: float, draws: int = DRAWS) -> tuple[float, float]:
-    """The percentile interval of sum / sum over the same clusters, such as cost per success. A draw without success counts as infinite."""
-    groups = len(numerator.sums)
-    generator = np.random.default_rng(SEED)
-    terms = np.stack([numerator.sums, denominator.sums], axis=1)
-    over, under = np.concatenate([_drawn(generator, groups, rows) @ terms for rows in _chunks(draws, groups)]).T
-    ratios = np.divide(over, under, out=np.full_like(over, np.inf), where=under > 0)
-    low, high = np.quantile(ratios, (alpha / 2, 1 - alpha / 2), method="closest_observation")
-    return float(low), float(high)
 
 
 def holm(p_values: Sequence[float], alpha: float) -> list[float]:

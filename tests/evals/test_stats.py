@@ -76,26 +76,18 @@ def test_holm_rejects_what_statsmodels_rejects():
         assert [p <= level for p, level in zip(p_values, levels, strict=True)] == list(reject)
 
 
-def test_a_ratio_covers_itself():
-    """The interval of cost per success holds the ratio of the totals; a draw without success makes the upper end infinite."""
-    ones = stats.clustered(np.ones(50), range(50))
-    few = stats.clustered(np.array([1.0, 1.0] + [0.0] * 48), range(50))
-    low, high = stats.ratio_interval(ones, few, 0.05)
-    assert low < 25 < high
-    assert math.isinf(high)
-
-
 @given(arrays.arrays(float, st.integers(4, 40), elements=st.sampled_from([0.0, 0.25, 1.0])), st.integers(1, 4), st.randoms())
 @settings(max_examples=60, deadline=None)
 def test_swapping_the_models_mirrors_everything(first, size, random):
-    """Second against first is first against second with the sign turned, up to the bootstrap's draws."""
+    """Second against first is first against second with the sign turned."""
     second = np.array([random.choice([0.0, 0.5, 1.0]) for _ in first])
     clusters = [index // size for index in range(len(first))]
     if len(set(clusters)) < 2:
         return
     made, swapped = stats.paired(first, second, clusters), stats.paired(second, first, clusters)
     assert made.effect == pytest.approx(-swapped.effect)
-    assert made.mirrored().interval(0.05) == pytest.approx(swapped.interval(0.05), abs=1e-9)
+    low, high = swapped.interval(0.05)
+    assert made.interval(0.05) == pytest.approx((-high, -low), abs=1e-9)
 
 
 @given(arrays.arrays(float, st.integers(2, 60), elements=st.sampled_from([0.0, 1.0])), st.floats(0.001, 0.2), st.integers(1, 5))
