@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from itertools import count
 
 from routing.config import Site, Task
+from routing.holds import Account
 from routing.prices import Price, price_of, priced
 from routing.providers import Hosted
 from routing.upstream import Origin
@@ -25,8 +26,8 @@ class Target:
     After a failure it rests, and others are asked first; then one request tries it, and the others wait for what becomes of that.
     """
 
-    __slots__ = ("cell", "context", "dialects", "failures", "head", "id", "is_ours", "is_tried", "model", "origin", "price", "ready",
-                 "resting_until", "zone")  # fmt: skip
+    __slots__ = ("accounts", "cell", "context", "dialects", "failures", "head", "id", "is_ours", "is_tried", "model", "origin", "price",
+                 "ready", "resting_until", "zone")  # fmt: skip
 
     def __init__(self, model: str, cell: str, origin: Origin) -> None:
         self.model = model
@@ -39,6 +40,7 @@ class Target:
         self.dialects = _OURS
         self.price = Price(0, 0, 0)
         self.context = _CONTEXT
+        self.accounts: tuple[Account, ...] = ()  # of its model, whoever asks
         self.ready = False
         self.failures = 0
         self.is_tried = False

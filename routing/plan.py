@@ -7,7 +7,11 @@ import contextlib
 import hashlib
 from collections.abc import Sequence
 
+from sqlalchemy import Engine
+
+from routing.accounts import declare
 from routing.audit import Audit, place_of
+from routing.budgets import budgets_of
 from routing.choose import Fleet
 from routing.config import Routes
 from routing.forward import Door
@@ -29,8 +33,11 @@ from routing.upstream import Pool
 class Planner:
     """Makes plans for one worker from its files and its parts."""
 
-    def __init__(self, settings: Settings, keys: KeyRing, *, pool: Pool, ledger: Ledger, purse: Purse, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: Settings, engine: Engine, keys: KeyRing, *, pool: Pool, ledger: Ledger, purse: Purse, metrics: Metrics
+    ) -> None:
         self._settings = settings
+        self._engine = engine
         self._keys = keys
         self._pool = pool
         self._ledger = ledger
@@ -59,6 +66,7 @@ class Planner:
         tokens = self._tokens(routes, before)
         if before is not None:
             fleet.take_over(before.fleet)
+        self._declare(routes, fleet)
         door = Door(self._pool, self._ledger, self._purse, policy, limits=routes.limits, metrics=self._metrics)
         version = hashlib.sha256(f"{site.version}{policy.hash}".encode()).hexdigest()[:12]
         plan = Plan(site, settings.classifier(routes), fleet, policy, (load_presidio(routes.presidio),) if routes.presidio else (), tokens,
@@ -67,6 +75,14 @@ class Planner:
             self._policies = folder
             self._seen = self._look()
         return plan
+
+    def _declare(self, routes: Routes, fleet: Fleet) -> None:
+        """Makes the limits that the file gives to tasks and models those of the database."""
+        models = {limited.model: budgets_of(limited.budgets) for limited in routes.model_limits}
+        declare(self._engine, "task", {task.name: task.limits() for task in routes.tasks if task.budgets})
+        declare(self._engine, "model", models)
+        for target in fleet.all():
+            target.accounts = self._purse.accounts("model", target.model, models.get(target.model, ()))
 
     def _tokens(self, routes: Routes, before: Plan | None) -> Tokens | None:
         if before is not None and before.site.routes.oidc == routes.oidc:
@@ -102,5 +118,5 @@ def open_house(settings: Settings, pool: Pool, tracing: Tracing | None = None) -
     ledger = Ledger(engine, observe, audit.flush)
     purse = Purse(engine)
     keys = KeyRing(engine)
-    planner = Planner(settings, keys, pool=pool, ledger=ledger, purse=purse, metrics=metrics)
+    planner = Planner(settings, engine, keys, pool=pool, ledger=ledger, purse=purse, metrics=metrics)
     return House(engine, planner.read(), keys, purse, RunBook(engine, purse), ledger, audit, metrics, tracing), planner
