@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 import click
 import msgspec
 
+from evals.compare_cli import COMMANDS
+
 if TYPE_CHECKING:
     from evals.ask import Told
     from evals.run import Plan
@@ -24,7 +26,11 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 @click.group("eval")
 def evals() -> None:
-    """Ask models the cases of a task, score the answers, say how good they are."""
+    """Ask models the cases of a task, score the answers, say how good they are and which may take the task."""
+
+
+for _command in COMMANDS:
+    evals.add_command(_command)
 
 
 @evals.command("run")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from evals.case import Case
+from evals.case import Case, Row
+from evals.store import read_run, write_run
 from evals.suite import Suite
 
 
@@ -43,3 +44,27 @@ def suite_of(n):
     """N small cases."""
     cases = [Case(f"c{at}", [{"role": "user", "content": f"question {at}"}], "ok") for at in range(n)]
     return Suite(name="small", cases=cases, data_sha256="d", scorer={"use": "exact"}, folder=Path(), sensitive=False)
+
+
+@pytest.fixture
+def keep_run():
+    """`keep_run(home, id, values, model=..., **facts)`: a stored run; a value of "failed" is a failed request, None is unscored."""
+
+    def kept(home, run_id, values, *, clusters=None, changes=None, **facts):
+        known = {"suite": "extraction", "data_sha256": "d" * 64, "prompt_sha256": "p" * 64, "scorer": {"use": "exact"}, "model": run_id,
+                 "model_digest": f"sha256:{run_id}", "host": "127.0.0.1", "n": len(values), "started": "2026-11-25T12:00:00+00:00",
+                 "settings": {"api": "openai", "sensitive": False, "onprem": True, "request": {}}} | facts  # fmt: skip
+        rows = [_row(at, value, clusters[at] if clusters else "", changes or {}) for at, value in enumerate(values)]
+        write_run(home, run_id, known, rows)
+        return read_run(home, run_id)
+
+    return kept
+
+
+def _row(at, value, cluster, changes):
+    failed = value == "failed"
+    fields = {"case_id": f"c{at}", "sample": 0, "slice": "odd" if at % 2 else "even", "cluster": cluster, "failed": failed,
+              "value": None if failed else value, "ttft_s": None if failed else 0.1 + at % 7 / 100, "total_s": 1 + at % 5 / 10,
+              "prompt_tokens": None if failed else 100, "completion_tokens": None if failed else 20, "cost_usd": None,
+              "text": "" if failed else f"<b>said {at}</b>", "error": "http 500: gone" if failed else ""}  # fmt: skip
+    return Row(**fields | changes)
