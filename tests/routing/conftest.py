@@ -27,13 +27,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from hypothesis import settings
 
 from routing import keys
 from routing.store import open_store
-
-settings.register_profile("house", deadline=None, max_examples=60)  # a busy machine is no failure
-settings.load_profile("house")
 
 EXTRACTION = [
     f"{verb} the {thing} {what}"
