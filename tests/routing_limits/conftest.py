@@ -1,5 +1,6 @@
 """The databases of these tests: a SQLite file, and a real PostgreSQL that is started for the session and thrown away after it."""
 
+import asyncio
 import importlib.util
 import os
 import shutil
@@ -15,6 +16,9 @@ from typing import Any, NamedTuple
 import pytest
 from sqlalchemy import Engine, create_engine, select
 
+from routing import keys
+from routing.budgets import budgets_of
+from routing.keys import Allowed
 from routing.store import ACCOUNTS, open_store
 
 
@@ -122,6 +126,22 @@ def toll(request: pytest.FixtureRequest, start_router: Callable[..., Any]) -> It
     router.extra["place"] = Place(router.home, url)
     yield router
     router.stop()  # before its database
+
+
+@pytest.fixture
+def make_caller(toll: Any) -> Callable[..., Any]:
+    """Makes callers of the toll with budgets: (name, client). Waits until all workers know the key: on PostgreSQL after a look each."""
+
+    async def _make(*budgets: str, **allowed: Any) -> tuple[str, Any]:
+        name = f"caller-{uuid.uuid4().hex[:8]}"
+        client = _shared.Client(toll.port, keys.create(toll.engine, name, allowed=Allowed(limits=budgets_of(budgets), **allowed)))
+        in_a_row = 0
+        while toll.engine.dialect.name != "sqlite" and in_a_row < 15:
+            in_a_row = in_a_row + 1 if (await client.get("/v1/models")).status == 200 else 0
+            await asyncio.sleep(0.04)
+        return name, client
+
+    return _make
 
 
 @pytest.fixture

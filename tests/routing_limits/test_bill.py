@@ -18,9 +18,8 @@ from click.testing import CliRunner
 from sqlalchemy import func, select
 
 import inhouse
-from routing import keys, teams
+from routing import teams
 from routing.budgets import NANOUSD, budgets_of
-from routing.keys import Allowed
 from routing.store import LEDGER
 
 AGENT = Path(__file__).parent / "agent.py"
@@ -56,23 +55,22 @@ def ways(say):
 
 
 @pytest.fixture
-def team(toll):
-    """A new team with a dollar a day, and the keys of two callers in it."""
+async def team(toll, make_caller):
+    """A new team with a dollar a day, and two callers in it."""
     name = f"team-{uuid.uuid4().hex[:8]}"
     teams.create_team(toll.engine, name, budgets_of(["1usd/day"]))
-    made = [keys.create(toll.engine, f"{name}-{who}", allowed=Allowed(team=name, limits=budgets_of(["400calls/day"]))) for who in "ab"]
-    return name, made
+    return name, [(await make_caller("400calls/day", team=name))[1] for _ in range(2)]
 
 
-async def shop(toll, say, team, *, meanwhile=None):
-    """Eight agents until each was refused three times; the limit is looked at all the while. Returns what became of all calls."""
-    name, made = team
+def shop(toll, say, callers, *, meanwhile=None):
+    """The tasks of eight agents, each of which ends when it was refused three times, and of what happens to them meanwhile."""
     requests = ways(say)
     agents = []
     for i in range(8):
-        words = [sys.executable, "-S", AGENT, str(toll.port), made[i % 2]]
+        words = [sys.executable, "-S", AGENT, str(toll.port), callers[i % 2].key]
         asked = json.dumps(requests[i:] + requests[:i])
-        agents.append(asyncio.create_task(asyncio.to_thread(subprocess.run, words, input=asked, capture_output=True, text=True, check=True)))
+        run = asyncio.to_thread(subprocess.run, words, input=asked, capture_output=True, text=True, check=True)
+        agents.append(asyncio.create_task(run))
     if meanwhile is not None:
         agents.append(asyncio.create_task(meanwhile()))
     return agents
@@ -85,37 +83,38 @@ def row_sums(toll, team):
                                                  .where(LEDGER.c.team == team)).one()))  # fmt: skip
 
 
-async def watched(agents, books, name):
+async def watched(agents, books):
     """What the agents told, once all are done; meanwhile no account of the team or its callers may be overdrawn, at any look."""
     looks = 0
     while not all(agent.done() for agent in agents):
         for kind in ("team", "caller"):
             for spent, held, most in await asyncio.to_thread(books, kind):
-                assert 0 <= spent and 0 <= held and spent + held <= most
+                assert spent >= 0 and held >= 0 and spent + held <= most
         looks += 1
         await asyncio.sleep(0.02)
     assert looks > 5
     return [one for agent in agents if (told := agent.result()) is not None for one in json.loads(told.stdout)]
 
 
-async def settled(toll, books, name, key, *, asking=False):
+async def settled(toll, books, name, client, *, asking=False):
     """Waits until nothing is held by the team any more; (spent, cost in the ledger)."""
     deadline = time.monotonic() + 40
     while True:
         ((spent, held, _),) = await asyncio.to_thread(books, "team", name)
-        if not held and spent == row_sums(toll, name)[0] or asking and not held:
-            return spent, row_sums(toll, name)[0]
-        assert time.monotonic() < deadline, (spent, held, row_sums(toll, name))
+        cost, _ = row_sums(toll, name)
+        if not held and (asking or spent == cost):
+            return spent, cost
+        assert time.monotonic() < deadline, (spent, held, cost)
         if asking:  # what the dead hold returns when somebody wants it
-            await toll.client.__class__(toll.port, key).ask({"model": "alpha", "messages": HELLO})
+            await client.ask({"model": "alpha", "messages": HELLO})
         await asyncio.sleep(0.2)
 
 
 async def test_eight_agents_spend_a_dollar_and_no_more(toll, upstream, say, team, books):
     """Whatever they ask and however it ends, no look finds the dollar overdrawn; at the end books, ledger and `inhouse usage` agree to
     the nano-dollar; who is refused is told what is left and when it renews, and no model hears of it."""
-    name, made = team
-    told = await watched(await shop(toll, say, team), books, name)
+    name, callers = team
+    told = await watched(shop(toll, say, callers), books)
     refused = [one for one in told if one["status"] == 402]
     assert len(refused) >= 24
     for one in refused:
@@ -129,7 +128,7 @@ async def test_eight_agents_spend_a_dollar_and_no_more(toll, upstream, say, team
     answered = {one["what"] for one in told if one["status"] == 200}
     assert answered == {one["what"] for one in ways(say)}
     assert all(one["left"].endswith(("usd/day", "calls/day")) for one in told if one["status"] == 200)
-    spent, cost = await settled(toll, books, name, made[0])
+    spent, cost = await settled(toll, books, name, callers[0])
     assert spent == cost and 0.7 * NANOUSD < spent <= NANOUSD
     shown = CliRunner().invoke(inhouse.main, ["usage", "--by", "team", "--json", "--home", str(toll.home)],
                                env={"INHOUSE_DATABASE": toll.extra["place"].url})  # fmt: skip
@@ -141,7 +140,7 @@ async def test_eight_agents_spend_a_dollar_and_no_more(toll, upstream, say, team
 async def test_a_killed_worker_takes_nothing_with_it(toll, upstream, say, team, books):
     """kill -9 of a worker while eight agents ask: no look finds the dollar overdrawn, what it held comes back, and the bill lacks at most
     what ended in its last moment."""
-    name, made = team
+    name, callers = team
     killed = []
 
     async def _kill():
@@ -150,8 +149,8 @@ async def test_a_killed_worker_takes_nothing_with_it(toll, upstream, say, team, 
         os.kill(toll.workers()[0], signal.SIGKILL)
         killed.append(time.time())
 
-    told = await watched(await shop(toll, say, team, meanwhile=_kill), books, name)
-    spent, cost = await settled(toll, books, name, made[0], asking=True)
+    told = await watched(shop(toll, say, callers, meanwhile=_kill), books)
+    spent, cost = await settled(toll, books, name, callers[0], asking=True)
     assert spent <= NANOUSD
     rows = {row["request_id"]: row for row in toll.rows() if row["team"] == name}
     lost = [one["tag"] for one in told if one["tag"] in upstream.seen and one["tag"] not in rows]
