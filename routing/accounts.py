@@ -244,7 +244,10 @@ def _write(connection: Connection, lease: str, standings: Iterable[Standing]) ->
     accounts = [(one.id, *one.key, one.most, one.spent, one.held, one.since) for one in rows]
     names = ", ".join(column.name for column in ACCOUNTS.c)
     _upsert(connection, f"accounts ({names})", accounts, "id", ("spent", "held", "since"))
-    _upsert(connection, "allotments (lease, account, held)", [(lease, one.id, one.mine) for one in rows], "lease, account", ("held",))
+    if mine := [(lease, one.id, one.mine) for one in rows if one.mine]:
+        _upsert(connection, "allotments (lease, account, held)", mine, "lease, account", ("held",))
+    if nothing := [one.id for one in rows if not one.mine]:  # runs end, workers stay: what they held must not pile up
+        _run(connection, f"DELETE FROM allotments WHERE lease = ? AND account IN ({_marks(nothing)})", (lease, *nothing))  # noqa: S608 (marks)
 
 
 def _upsert(connection: Connection, into: str, rows: Sequence[tuple[Any, ...]], on: str, names: Sequence[str]) -> None:

@@ -24,11 +24,12 @@ _ANCHOR_EVERY_S = 60.0
 _LOCK_S = 5.0
 _SEGMENT_BYTES = 64 << 20  # then a new file begins, and the chain goes on in it
 _TAIL_BYTES = (8 << 10, 1 << 20)  # of a file's end, where its last true line is looked for
+_encode = msgspec.json.Encoder().encode
 _MAC = re.compile(rb'^(\{"n":(\d+),.*),"mac":"([0-9a-f]{32})"\}$', re.DOTALL)
 _PREVIOUS = re.compile(rb'^\{"n":\d+,"prev":"([0-9a-f]*)"')
 
 
-class Entry(NamedTuple):
+class Entry(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """What happened. Fields that are empty are left out of the line. `what` is a path, or the command of an admin act."""
 
     at: float
@@ -102,13 +103,13 @@ def read_line(key: bytes, line: bytes) -> Line | None:
 
 def write_line(key: bytes, head: Head, entry: Entry) -> tuple[Head, bytes]:
     """The line after `head`, with its end, and the new head."""
-    fields = {"n": head.n + 1, "prev": head.mac, **{name: value for name, value in entry._asdict().items() if value != ""}}
     try:
-        body = msgspec.json.encode(fields)
+        fields = _encode(entry)
     except ValueError:  # half of a surrogate pair: no JSON can carry it, and one such entry must not keep all others waiting
-        fields = {name: value.encode("ascii", "backslashreplace").decode() if isinstance(value, str) else value
-                  for name, value in fields.items()}  # fmt: skip
-        body = msgspec.json.encode(fields)
+        told = msgspec.structs.asdict(entry)
+        fields = _encode({name: value.encode("ascii", "backslashreplace").decode() if isinstance(value, str) else value
+                          for name, value in told.items()})  # fmt: skip
+    body = b'{"n":%d,"prev":"%b",%b' % (head.n + 1, head.mac.encode(), fields[1:])
     mac = seal(key, body)
     return Head(head.n + 1, mac), b'%b,"mac":"%b"}\n' % (body[:-1], mac.encode())
 

@@ -29,6 +29,7 @@ from routing.holds import Account, Ask, Hold, give_back, surplus_of, want_of
 log = logging.getLogger("inhouse.purse")
 _BEAT_S = 0.05  # how long what was spent may wait to be recorded: what a kill can lose
 _LOOK_EVERY = 2  # beats between two looks for what is idle
+_TOLD_S = 0.02
 _PATIENCE_S = 2.0  # how long a call waits for the database
 
 
@@ -75,6 +76,7 @@ class Purse:
         self._live: set[Account] = set()  # with an allotment, or something to record
         self._dirty: set[Account] = set()
         self._waiting: list[_Waiting] = []
+        self._told: dict[tuple[Account, ...], tuple[float, str]] = {}
         self._valid_until = -math.inf
         self._swept_at = -math.inf
         self._is_look_due = False
@@ -145,8 +147,22 @@ class Purse:
             raise _refusal(got, ask)
         return got
 
-    def left(self, accounts: Iterable[Account]) -> str:
-        """The tightest of these budgets for a header, as in `0.41usd/day`: what nobody has spent or holds, as this worker last heard."""
+    def left(self, accounts: tuple[Account, ...]) -> str:
+        """The tightest of these budgets for a header, as in `0.41usd/day`: what nobody has spent or holds, as this worker last heard.
+
+        Up to 20 ms old: under load, writing it anew for each of many calls costs more than reserving for them.
+        """
+        now = self._now()
+        kept = self._told.get(accounts)
+        if kept is not None and now < kept[0]:
+            return kept[1]
+        if len(self._told) > 1000:
+            self._told.clear()
+        told = self._left(accounts)
+        self._told[accounts] = now + _TOLD_S, told
+        return told
+
+    def _left(self, accounts: Iterable[Account]) -> str:
         tightest = min(accounts, key=lambda one: one.left / max(1, one.budget.most), default=None)
         if tightest is None:
             return ""

@@ -3,6 +3,7 @@
 What is not understood counts as the model's whole context: a call is never reserved for less than it can use.
 """
 
+import re
 from typing import Any, NamedTuple
 
 import msgspec
@@ -18,6 +19,7 @@ _WRITES = {  # what limits an answer's length, by path; every path that is not h
     "/v1/audio/transcriptions": (),
     "/v1/audio/translations": (),
 }
+_LIST = re.compile(rb"\s*\[\s*(.)", re.DOTALL)
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
@@ -73,7 +75,8 @@ def _whole(value: Any, otherwise: int) -> int:
 
 def _inputs(raw: msgspec.Raw, *, of_lists: bool) -> int:
     """How many prompts a field holds: a list of texts or of lists is as many, a list of token ids or of messages is one."""
-    if not bytes(raw).lstrip().startswith(b"["):
+    start = _LIST.match(raw)
+    if start is None or start[1] not in ((b"[",) if of_lists else (b'"', b"[")):
         return 1
     items = msgspec.json.decode(raw)
     several = isinstance(items[0], list) or (isinstance(items[0], str) and not of_lists) if items else False

@@ -16,7 +16,8 @@ NAMES = ("a", "b", "c", "d")
 
 def site(cells=1, **task):
     models = {
-        name: Model(name=name, license="x", price=Price(usd_per_gpu_hour=1.0), path=".", adapters=(Adapter(name="a-de", path="."),) if name == "a" else ())
+        name: Model(name=name, license="x", price=Price(usd_per_gpu_hour=1.0), path=".",
+                    adapters=(Adapter(name="a-de", path="."),) if name == "a" else ())
         for name in NAMES
     }
     models["a-de"] = models["a"]

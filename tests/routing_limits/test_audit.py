@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from sqlalchemy import insert
 
 import inhouse
@@ -301,7 +302,7 @@ def test_a_full_disk_keeps_entries_and_writes_none_in_half(tmp_path):
 @pytest.mark.parametrize("text", ["\ud800", "a\nb\u2028c", '","mac":"' + "0" * 32 + '"}', "\x00\x7f", "\U0001f600"])
 def test_no_text_can_break_the_log(place, text):
     """Whatever stands in a field, it makes one line with a true seal, and those after it too."""
-    Chain(place).append([entry(9)._replace(why=text), entry(10)])
+    Chain(place).append([replace(entry(9), why=text), entry(10)])
     report, requests = verify(place)
     assert (report.ok, report.last, requests["r10"]) == (True, 11, 1)
 
@@ -323,7 +324,7 @@ def test_the_command_finds_what_the_ledger_alone_knows(tmp_path):
     """A log that was cut together with its anchors is caught by the ledger; the exit status says so, JSON and text name it."""
     store = open_store(tmp_path)
     place = place_of(tmp_path)
-    Chain(place).append([entry(i)._replace(at=time.time() - 100) for i in range(4)], anchor=True)
+    Chain(place).append([replace(entry(i), at=time.time() - 100) for i in range(4)], anchor=True)
     row = {"key_id": "k", "caller": "c", "endpoint": "/v1", "task": "", "model": "m", "why": "", "status": 200, "error": "", "exact": 1,
            "total_ms": 1.0, "at": time.time() - 50}  # fmt: skip
     with store.begin() as connection:

@@ -191,6 +191,8 @@ async def test_what_idles_returns_and_others_get_it(store, purse):
     await until(lambda: standing(store) == (0, 10_000_000_000))
     await other.close()
     await until(lambda: standing(store) == (0, 0))
+    with store.connect() as connection:
+        assert connection.execute(select(ALLOTMENTS)).all() == []
 
 
 async def test_a_dead_workers_holds_return_with_its_lease(store):
