@@ -315,8 +315,9 @@ class Upstream:
         await server.wait_closed()
 
     def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._over.set)
-        self._thread.join(10)
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._over.set)
+            self._thread.join(10)
 
     def got(self, tag: str, *, n: int = 1, within_s: float = 5.0) -> list[Seen]:
         """The requests of that tag, once there are `n`."""

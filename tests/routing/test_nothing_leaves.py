@@ -1,4 +1,7 @@
-"""A real router between a failing local model and a hosted provider that records every byte: what reaches the provider, and what never does."""
+"""A real router between failing local models and a hosted provider that records every byte that reaches it.
+
+Clean conversations do reach it, planted ones never; with the checks taken out (`unchecked_router`) the same conversations do.
+"""
 
 import asyncio
 import itertools
@@ -18,6 +21,7 @@ from routing.teams import create_team
 UNCHECKED = (str(Path(__file__).with_name("unchecked_router.py")),)
 MODEL = re.compile(rb'"model":( ?)"auto"')
 AT_ONCE = 32
+WORDS = ("dates", "names", "amounts", "places", "goods", "prices", "terms", "people", "parts", "weights", "colours", "seasons")
 MARK = b"zebra"  # every marker of a canary begins with it, and no clean conversation holds it
 PLANTED_HEADERS = {
     "tracestate": "vendor=zebraone",
@@ -78,11 +82,14 @@ def site(local, stand_in):
         dead = taken.getsockname()[1]
     url = f"http://127.0.0.1:{stand_in.port}"
     tasks = [
-        {"name": "inside", "candidates": [{"model": "alpha"}], "fallbacks": ["gpt", "claude"]},
-        {"name": "outside", "candidates": [{"model": "gpt"}, {"model": "claude"}], "fallbacks": ["beta"]},
+        {"name": "inside", "candidates": [{"model": "alpha"}], "fallbacks": ["gpt", "claude"],
+         "examples": [f"extract the {what} of this invoice" for what in WORDS]},
+        {"name": "outside", "candidates": [{"model": "gpt"}, {"model": "claude"}], "fallbacks": ["beta"],
+         "examples": [f"hello, let us talk about {what}" for what in WORDS]},
         {"name": "mixed", "candidates": [{"model": "gpt", "weight": 5}, {"model": "alpha"}], "fallbacks": ["claude", "beta"]},
-    ]
+    ]  # fmt: skip
     return {
+        "taught": True,
         "cells": [f"http://127.0.0.1:{dead}", f"http://127.0.0.1:{local.port}"],
         "limits": {"first_byte_timeout_s": 0.4, "connect_timeout_s": 0.5, "idle_timeout_s": 0.5, "total_timeout_s": 5.0},
         "tasks": tasks,
@@ -147,18 +154,32 @@ def interleaved(*streams):
     return (one for group in itertools.zip_longest(*streams) for one in group if one is not None)
 
 
-@pytest.fixture
-def stand_in(start_upstream, say):
-    """The hosted provider: fails as the local models do, in another order."""
-    return start_upstream(faults(say, 2), records=True)
-
-
-async def test_no_byte_of_a_planted_conversation_reaches_a_hosted_provider(start_router, start_upstream, say, stand_in, connected, read_answer):
-    """6,156 conversations with a planted value, under every fault, streamed or not, with retries and fallbacks: none of their bytes is
-    heard outside, while clean ones are, without their headers (AISVS 9.6.3, 9.7.1)."""
-    local = start_upstream(faults(say, 1))
-    router = start_router(taught=False, **site(local, stand_in))
-    router.client.key = key_for_research(router)
+async def everything_sent(start_router, start_upstream, say, sender, program):
+    """What came of all conversations, and the stand-in that heard what left."""
+    local, stand_in = start_upstream(faults(say, 1)), start_upstream(faults(say, 2), records=True)
+    router = start_router(program=program, **site(local, stand_in))
     client = type(router.client)(router.port, key_for_research(router))
-    got = await send_all(client, interleaved(planted(6156), clean(20)), connected, read_answer)
-    print(got, len(stand_in.heard), Counter(seen.model for many in stand_in.seen.values() for seen in many))
+    return stand_in, router, await sender(client, local)
+
+
+@pytest.fixture
+def sender(connected, read_answer):
+    """Sends every planted conversation among clean ones while local models fail, then some more when nothing local listens any more."""
+
+    async def send(client, local, many=6156):
+        failing = await send_all(client, interleaved(planted(many), clean(60)), connected, read_answer)
+        local.close()
+        down = await send_all(client, interleaved(planted(many // 8), clean(4)), connected, read_answer)
+        return failing, down
+
+    return send
+
+
+async def test_no_byte_of_a_planted_conversation_reaches_a_hosted_provider(start_router, start_upstream, say, sender):
+    """Over 6,900 conversations with a planted value and 2,400 clean ones with planted headers: no marker is heard outside (AISVS 9.6.3, 9.7.1).
+
+    Streamed or not, by task, `auto` or name, over kept-alive connections, 32 at once, through 503, 500, 429, 529, timeouts, cuts and half
+    streams of both sides, with retries and fallbacks, and with all local models gone.
+    """
+    stand_in, router, outcomes = await everything_sent(start_router, start_upstream, say, sender, ("-m", "routing.server"))
+    print(outcomes, len(stand_in.heard), Counter(seen.model for many in stand_in.seen.values() for seen in many))
