@@ -149,7 +149,7 @@ def check(home: Path) -> None:
 
     with _told():
         settings = routing.settings_for(home)
-        site = routing.site_of(settings)
+        site = routing.checked_site(settings)
         policy_of(settings)
         serving.check(home.absolute(), settings.models)
     click.echo(f"ok: {len(site.models)} models, {len(site.tasks)} tasks")

@@ -9,12 +9,12 @@ from routing.config import Site, Task
 from routing.holds import Account
 from routing.prices import Price, price_of, priced
 from routing.providers import Hosted
-from routing.upstream import Origin
+from routing.upstream import Origin, UpstreamError
 from serving.catalog import Model
 
 _REST_S = 5.0  # a target that refused to answer is asked last for this long, or until its health check says otherwise
 _LONGEST_REST_S = 60.0  # each failure after a rest doubles the next one, up to this
-_LONGEST_WISH_S = 600.0  # a Retry-After above this is not believed
+LONGEST_WISH_S = 600.0  # a Retry-After above this is not believed
 _CONTEXT = 131_072  # tokens, where a catalog's model names no `max_model_len`
 _OURS = frozenset(("openai", "responses", "anthropic"))  # vLLM speaks them all
 _HOSTED = {"openai": frozenset(("openai", "responses")), "anthropic": frozenset(("anthropic",))}
@@ -23,11 +23,12 @@ _HOSTED = {"openai": frozenset(("openai", "responses")), "anthropic": frozenset(
 class Target:
     """A model in a cell or at a provider, and how it has been lately: a circuit breaker. Shared by all requests of a worker.
 
-    After a failure it rests, and others are asked first; then one request tries it, and the others wait for what becomes of that.
+    After a failure it rests, and others are asked first; then one request tries it, and the others go elsewhere until it is known what
+    became of that. Where it said itself how long to leave it alone, nothing is sent to it until then.
     """
 
-    __slots__ = ("accounts", "cell", "context", "dialects", "failures", "head", "id", "is_ours", "is_tried", "model", "origin", "price",
-                 "ready", "resting_until", "zone")  # fmt: skip
+    __slots__ = ("accounts", "cell", "closed_until", "context", "dialects", "failures", "head", "id", "is_ours", "is_tried", "model",
+                 "origin", "price", "ready", "resting_until", "wish", "zone")  # fmt: skip
 
     def __init__(self, model: str, cell: str, origin: Origin) -> None:
         self.model = model
@@ -45,6 +46,8 @@ class Target:
         self.failures = 0
         self.is_tried = False
         self.resting_until = 0.0
+        self.closed_until = 0.0  # by its own wish
+        self.wish = ""
 
     def is_healthy(self) -> bool:
         """Ready at its last health check, not resting after a failure, and not being tried after its rest."""
@@ -58,18 +61,28 @@ class Target:
         """The request that went to it ended without saying anything of its health."""
         self.is_tried = False
 
-    def rest(self, wish_s: float | None = None) -> None:
-        """It failed before answering: others first, for a while; for as long as it said itself, where it did."""
-        rest_s = min(_LONGEST_REST_S, _REST_S * 2**self.failures) if wish_s is None else min(wish_s, _LONGEST_WISH_S)
-        self.failures = min(self.failures + 1, 8)
+    def rest(self, wish_s: float | None = None, *, kind: str = "") -> None:
+        """It failed before answering: others first, for a while; for as long as it said itself, where it did, and of what `kind` that was."""
+        now = time.monotonic()
         self.is_tried = False
-        self.resting_until = time.monotonic() + rest_s
+        if wish_s is not None:
+            self.closed_until, self.wish = now + wish_s, kind
+        elif now < self.resting_until:
+            return  # what fails together is one failure
+        rest_s = min(_LONGEST_REST_S, _REST_S * 2**self.failures) if wish_s is None else wish_s
+        self.failures = min(self.failures + 1, 8)
+        self.resting_until = now + rest_s
+
+    def closed(self) -> UpstreamError | None:
+        """What a request would get that went to it now, where it asked to be left alone and the time is not over."""
+        left_s = self.closed_until - time.monotonic()
+        return UpstreamError(self.wish, sent=False, retry_after_s=left_s) if left_s > 0 else None
 
     def recovered(self) -> None:
         """It answered."""
         self.failures = 0
         self.is_tried = False
-        self.resting_until = 0.0
+        self.resting_until = self.closed_until = 0.0
 
 
 class Fleet:
@@ -91,11 +104,12 @@ class Fleet:
         return (target for targets in self.targets.values() for target in targets)
 
     def take_over(self, before: "Fleet") -> None:
-        """Targets that were there before are as healthy as they were."""
-        known = {(target.model, target.cell, target.origin): target for target in before.all()}
+        """Targets that were there before are as healthy as they were; one that has another key now may be well."""
+        known = {(target.model, target.cell, target.origin, target.head): target for target in before.all()}
         for target in self.all():
-            if old := known.get((target.model, target.cell, target.origin)):
+            if old := known.get((target.model, target.cell, target.origin, target.head)):
                 target.ready, target.failures, target.resting_until = old.ready, old.failures, old.resting_until
+                target.closed_until, target.wish = old.closed_until, old.wish
 
     def is_ready(self, model: str) -> bool:
         """Whether the model answers in at least one place."""
@@ -144,6 +158,7 @@ def _hosted(hosted: Hosted) -> Target:
     target.price = priced(model.price.usd_per_million_input_tokens, model.price.usd_per_million_output_tokens)
     target.context = model.context
     target.ready = True  # it has no health check; its answers tell
+    target.head = b"accept-encoding: identity\r\n"
     if key := provider.key():
-        target.head = (f"x-api-key: {key}\r\n" if provider.dialect == "anthropic" else f"authorization: Bearer {key}\r\n").encode()
+        target.head += (f"x-api-key: {key}\r\n" if provider.dialect == "anthropic" else f"authorization: Bearer {key}\r\n").encode()
     return target

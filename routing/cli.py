@@ -73,8 +73,8 @@ def check_routes(home: Path) -> None:
 
     Example: INHOUSE_ROUTES=new.yaml inhouse routes check
     """
-    site = site_of(settings_for(home))
-    click.echo(f"ok: {len(site.tasks)} tasks, {len(site.models)} models, {len(site.cells)} cells")
+    site = checked_site(settings_for(home))
+    click.echo(f"ok: {len(site.tasks)} tasks, {len(site.models)} models, {len(site.cells)} cells, {len(site.hosted)} hosted models")
 
 
 @routes.command("schema")
@@ -122,6 +122,24 @@ def site_of(settings: "Settings") -> Any:
         return settings.site()
     except ConfigError as error:
         raise click.ClickException(str(error)) from error
+
+
+def checked_site(settings: "Settings") -> Any:
+    """The site, once the providers' keys are there; a price that was read long ago is told on stderr."""
+    import datetime
+
+    from routing.config import ConfigError
+    from routing.providers import stale_prices
+
+    site = site_of(settings)
+    try:
+        for provider in site.routes.providers:
+            provider.key()
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from error
+    for line in stale_prices(site.routes.providers, datetime.date.today()):
+        click.echo(f"warning: {line}", err=True)
+    return site
 
 
 def is_up(settings: "Settings") -> bool:

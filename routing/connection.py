@@ -27,7 +27,8 @@ from routing.worker import Worker, refused
 
 log = logging.getLogger("inhouse.router")
 _LINGER_S = 5.0
-_STATUS = {status: f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\n".encode() for status in map(int, http.HTTPStatus)}
+_PHRASES = {int(status): status.phrase for status in http.HTTPStatus}
+_STATUS = {status: f"HTTP/1.1 {status} {_PHRASES.get(status, '')}\r\n".encode() for status in range(200, 600)}  # models make some up
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 

@@ -9,13 +9,14 @@ import os
 import re
 import time
 from collections.abc import Sequence
+from email.utils import parsedate_to_datetime
 from functools import cache
 from itertools import count
 
 import msgspec
 
 from routing.call import Attempt, Call
-from routing.choose import Target
+from routing.choose import LONGEST_WISH_S, Target
 from routing.config import Limits
 from routing.errors import BudgetExceeded, Denied, NotFound, RunStopped
 from routing.holds import NOTHING, Account, Ask, Hold
@@ -31,13 +32,15 @@ from routing.upstream import Answer, Origin, Pool, Timeouts, UpstreamError
 from routing.worst import Worst, lowered, worst_of, writes
 
 log = logging.getLogger("inhouse.forward")
-_TRY_NEXT = frozenset((401, 403, 429, 500, 502, 503, 504))
+_NOT_THE_CALLERS = frozenset((401, 402, 403, 407, 408, 429))  # about our key, our bill, our pace: never shown as the caller's own
 _NOT_SICK = frozenset(("busy", "status_500"))  # a full house, and a request that one model can't digest, say little about its health
 _MOST_ATTEMPTS = 4
 _CLIENT_LEFT = 499  # nginx's word for it; callers never see it
 _PASSED_ON = frozenset((b"accept", b"traceparent", b"tracestate", b"anthropic-version", b"anthropic-beta", b"openai-beta"))
 _PASSED_OUT = frozenset((b"anthropic-version", b"anthropic-beta", b"openai-beta"))
-_HARMLESS = re.compile(rb"(?!.*\d{9})[A-Za-z0-9=,. _-]{1,200}")  # what may leave in a header: versions and names of features
+_DATE = rb"\d{4}-?\d\d-?\d\d"
+_FEATURE = rb"(?!(?:[a-z_=-]*\d){13})[a-z][a-z0-9_-]{0,48}(?:[=-]%b|=v\d\d?)" % _DATE  # no more digits than a date and a version have
+_HARMLESS = re.compile(rb"%b|%b(?:, ?%b){0,15}" % (_DATE, _FEATURE, _FEATURE))  # what may leave in a header: dated names of features
 _ANTHROPIC_VERSION = b"2023-06-01"
 _NO_WORK = Worst(0, 0)
 _SERIES = os.urandom(8).hex()  # of this process; asking the kernel for each id costs 8 us, more than the rest of a request's head
@@ -72,18 +75,22 @@ class Door:
     async def forward(self, call: Call, targets: Sequence[Target], accounts: tuple[Account, ...]) -> Reply:
         """The answer of the first target that gives one. Raises a `Refusal` where none does."""
         for number, target in enumerate(targets[:_MOST_ATTEMPTS], 1):
+            if target.closed_until and (closed := target.closed()):
+                refusal = failure(target.model, closed)
+                continue
             attempt = Attempt(call, target, number, await self._reserve(call, target, number, accounts))
             target.tried()
             try:
                 return await self._send(attempt)
             except UpstreamError as error:
                 refusal = failure(target.model, error)
+                log.warning("%s: %s in %s: %s", call.request_id, target.model, target.cell, error.kind)
                 self._ledger.append(attempt.ended(refusal.status, _failed(attempt.hold, error), error=error.kind))
                 if error.kind in ("deadline", "answer_too_large"):
                     target.let_be()
                     break
                 if error.kind not in _NOT_SICK or error.retry_after_s is not None:
-                    target.rest(error.retry_after_s)
+                    target.rest(error.retry_after_s, kind=error.kind)
                 target.let_be()
             except NotFound:
                 raise
@@ -93,7 +100,6 @@ class Door:
                 charge = attempt.hold.settle(None, None, exact=False)
                 self._ledger.append(attempt.ended(status, charge, error=word, exact=False))
                 raise
-            log.warning("%s: %s in %s: %s", call.request_id, target.model, target.cell, refusal.code)
         assert targets, "a route always has a target: the configuration is checked for it"
         raise refusal
 
@@ -119,6 +125,8 @@ class Door:
         answer = await self._pool.send(target.origin, _request(attempt), self._times(attempt))
         try:
             content_type = _content_type(answer)
+            if not target.is_ours and answer.header(b"content-encoding") not in (b"", b"identity"):  # we asked for none
+                raise UpstreamError("encoded", sent=True)
             is_stream = content_type.startswith(b"text/event-stream")
             body = await _first(answer) if is_stream else await answer.body(self._answer_bytes)
         except BaseException:
@@ -192,11 +200,21 @@ def _content_type(answer: Answer) -> bytes:
     """The type of an answer that may go to the caller. Raises `UpstreamError` for one that is no model's last word."""
     content_type = answer.header(b"content-type")
     status = answer.status
-    if status in _TRY_NEXT or (status >= 400 and b"json" not in content_type):  # engines refuse in JSON, proxies in prose
-        wish = answer.header(b"retry-after")
-        wait_s = float(wish) if wish.isdigit() and status in (429, 503) else None
-        raise UpstreamError("busy" if status == 429 else f"status_{status}", sent=True, retry_after_s=wait_s)
-    return content_type
+    is_refusal = (400 <= status < 500 and status not in _NOT_THE_CALLERS) or status == 501
+    if status < 300 or (is_refusal and b"json" in content_type):  # engines refuse in JSON, proxies in prose; nobody follows a redirect
+        return content_type
+    wait_s = _wish(answer.header(b"retry-after")) if status == 429 or status >= 500 else None
+    raise UpstreamError("busy" if status == 429 else f"status_{status}", sent=True, retry_after_s=wait_s)
+
+
+def _wish(given: bytes) -> float | None:
+    """The seconds that a `Retry-After` asks for, as a number or a date (RFC 9110, 10.2.3). None where it says neither."""
+    if given.isdigit():
+        return min(float(given), LONGEST_WISH_S)
+    try:
+        return min(max(0.0, parsedate_to_datetime(given.decode("latin-1")).timestamp() - time.time()), LONGEST_WISH_S)
+    except (ValueError, OverflowError):
+        return None
 
 
 async def _first(answer: Answer) -> bytes:

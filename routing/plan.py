@@ -6,6 +6,7 @@ A change is read and checked whole before it counts; what can't be used is told,
 import contextlib
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 from sqlalchemy import Engine
 
@@ -43,7 +44,7 @@ class Planner:
         self._ledger = ledger
         self._purse = purse
         self._metrics = metrics
-        self._policies = folder_of("", settings.routes)
+        self._watched: tuple[Path, ...] = ()
         self._seen = self._look()
 
     def has_news(self) -> bool:
@@ -71,8 +72,9 @@ class Planner:
         version = hashlib.sha256(f"{site.version}{policy.hash}".encode()).hexdigest()[:12]
         plan = Plan(site, settings.classifier(routes), fleet, policy, (load_presidio(routes.presidio),) if routes.presidio else (), tokens,
                     door, version)  # fmt: skip
-        if folder != self._policies:
-            self._policies = folder
+        watched = (folder, *(Path(provider.key_file) for provider in routes.providers if provider.key_file))
+        if watched != self._watched:
+            self._watched = watched
             self._seen = self._look()
         return plan
 
@@ -91,16 +93,13 @@ class Planner:
             return None
         return Tokens(routes.oidc, fetch_through(self._pool, routes.oidc.jwks), team_limits=self._keys.team_limits)
 
-    def _look(self) -> list[tuple[str, int, int]]:
-        try:
-            policies = sorted(self._policies.iterdir())
-        except OSError:
-            policies = []
+    def _look(self) -> list[tuple[str, int, int, int]]:
         found = []
-        for path in (self._settings.routes, self._settings.models, *policies):
+        for path in (self._settings.routes, self._settings.models, *self._watched):
             with contextlib.suppress(OSError):  # gone: that is news, too
-                stat = path.stat()
-                found.append((str(path), stat.st_mtime_ns, stat.st_size))
+                for file in sorted(path.iterdir()) if path.is_dir() else (path,):
+                    stat = file.stat()
+                    found.append((str(file), stat.st_ino, stat.st_mtime_ns, stat.st_size))
         return found
 
 

@@ -5,6 +5,7 @@ Plain data and its checks; requests go out by `forward` alone.
 
 import math
 import os
+import re
 from collections.abc import Iterable, Sequence
 from datetime import date
 from pathlib import Path
@@ -16,6 +17,7 @@ from routing.classes import HOSTED
 from serving.catalog import ConfigError, Document
 
 STALE_DAYS = 90  # hosted prices change several times a year
+_KEY = re.compile(r"[!-~]+")
 
 
 class HostedPrice(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -49,15 +51,18 @@ class Provider(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     key_file: str = ""
 
     def key(self) -> str:
-        """The key, or nothing where none is named. Raises `ConfigError` where it can't be had."""
-        if self.key_file:
-            try:
-                return Path(self.key_file).read_text(encoding="utf-8").strip()
-            except OSError as error:
-                raise ConfigError(f"provider `{self.name}`: its key file {self.key_file} can't be read: {error.strerror}") from error
+        """The key, or nothing where none is named. Raises `ConfigError`, which never quotes it, where it can't be had."""
+        if not (self.key_file or self.key_env):
+            return ""
         if self.key_env and not os.environ.get(self.key_env):
             raise ConfigError(f"provider `{self.name}`: the environment has no {self.key_env}; set it, or name a `key_file`")
-        return os.environ.get(self.key_env, "").strip() if self.key_env else ""
+        try:
+            key = Path(self.key_file).read_bytes().decode("latin-1") if self.key_file else os.environ[self.key_env]
+        except OSError as error:
+            raise ConfigError(f"provider `{self.name}`: its key file {self.key_file} can't be read: {error.strerror}") from error
+        if not _KEY.fullmatch(key := key.strip()):  # it goes into a header line
+            raise ConfigError(f"provider `{self.name}`: {self.key_file or self.key_env} holds no key, which is one word in ASCII")
+        return key
 
 
 class Hosted(msgspec.Struct, frozen=True):

@@ -1,5 +1,6 @@
 """A stream on its way from a model to a caller, and what an upstream's failure is to the caller. Opens no socket."""
 
+import math
 import time
 from typing import Protocol
 
@@ -131,13 +132,15 @@ class Relay:
 def failure(model: str, error: UpstreamError) -> Refusal:
     """What an upstream's failure is to the caller, who learns which model failed and how, but no address."""
     kind = error.kind
-    wait_s = None if error.retry_after_s is None else max(1, int(error.retry_after_s))
+    wait_s = None if error.retry_after_s is None else max(1, math.ceil(error.retry_after_s))
     if kind == "busy":
         return TooMany(f"`{model}` has as many requests as it takes; try again shortly", retry_after_s=wait_s or 1)
-    if kind in ("connect_failed", "connect_timeout", "status_503", "tls_error"):
+    if kind in ("connect_failed", "connect_timeout", "status_503", "status_529", "tls_error"):
         return Unavailable(f"`{model}` is not answering at the moment; try again shortly", retry_after_s=wait_s or 5)
     if kind in ("first_byte_timeout", "idle_timeout", "deadline", "status_504"):
         return TooSlow(f"`{model}` did not answer in time ({kind}); try again, or ask for less", code=kind)
+    if kind in ("status_401", "status_402", "status_403", "status_407"):
+        return BadAnswer(f"`{model}` does not accept this router's own key or account ({kind}); whoever runs the router must look at it")
     if kind == "answer_too_large":
         return BadAnswer(f"the answer of `{model}` is larger than this router relays; ask for less, or stream it", code=kind)
     return BadAnswer(f"`{model}` stopped before its answer was complete ({kind}); try again", retry_after_s=1)

@@ -4,8 +4,10 @@ uvicorn was chosen by measurement: servers whose network threads are not Python'
 waiting for the interpreter's lock cost more than all of our own work. What comes in is `connection`'s, what a worker holds `worker`'s.
 """
 
+import contextlib
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -44,7 +46,7 @@ async def lifespan(scope: dict[str, Any], receive: Callable[[], Awaitable[Any]],
 
 
 class Supervisor(Multiprocess):
-    """uvicorn's supervisor: a worker that dies or hangs is replaced. SIGHUP restarts nothing: a closed terminal is no reason to."""
+    """uvicorn's supervisor: a worker that dies or hangs is replaced. SIGHUP restarts nothing: all workers read their files again."""
 
     was_told_to_stop = False
 
@@ -57,7 +59,10 @@ class Supervisor(Multiprocess):
         super().handle_term()
 
     def handle_hup(self) -> None:
-        pass
+        for process in self.processes:
+            if process.pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGHUP)
 
 
 def run(settings: Settings) -> int:

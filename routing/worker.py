@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Collection, Mapping
+from datetime import date
 from email.utils import formatdate
 from typing import Protocol
 
@@ -23,6 +24,7 @@ from routing.forward import Reply
 from routing.metrics import exposition
 from routing.pace import hasty_runs, paces
 from routing.plan import open_house
+from routing.providers import stale_prices
 from routing.router import Request
 from routing.settings import Settings
 from routing.tasks import report_lines
@@ -85,6 +87,7 @@ class Worker:
         gc.set_threshold(50_000, 20, 50)  # a request leaves next to no cycles behind; looking every 700 objects costs more than it finds
         for line in report_lines(house.plan.classifier.reports):
             log.info(line)
+        self._warn()
 
     async def stop(self) -> None:
         """Ends what is still being answered, and writes every row."""
@@ -171,8 +174,13 @@ class Worker:
             house.plan, house.stale = plan, ""
             house.forget_accounts()
             log.info("configuration %s is in force", plan.version)
+            self._warn()
             await self._refresh_tokens()
             await self._check_health()
+
+    def _warn(self) -> None:
+        for line in stale_prices(self._house.plan.site.routes.providers, date.today()):
+            log.warning(line)
 
     async def _refresh_tokens(self) -> None:
         if self._house.plan.tokens is not None:

@@ -20,7 +20,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -100,6 +100,8 @@ class Connection(asyncio.Protocol):
         self.writable.set()
 
     def data_received(self, data: bytes) -> None:
+        if self.upstream.records:
+            self.upstream.heard += data
         self.buffer += data
         self.next()
 
@@ -135,7 +137,7 @@ class Connection(asyncio.Protocol):
                 asked = {}
             seen = self.seen = Seen(asked.get("tag") or dict(headers).get("traceparent", ""), model, "/" + path, headers, body)
             self.upstream.seen.setdefault(seen.tag, []).append(seen)
-            script = asked.get("script") or (default_stream() if asked.get("stream") else default_answer())
+            script = self.upstream.script(model, asked)
             for step, *arguments in script[model] if isinstance(script, dict) else script:
                 await self.take(step, *arguments)
         self.task = None
@@ -270,10 +272,21 @@ class Say:
         return ["raw", base64.b64encode(data).decode()]
 
 
-class Upstream:
-    """The models' server: `/models/<name>/v1/...`. What it saw is in `seen`, by the requests' tags."""
+def own_script(model: str, asked: Any) -> Any:
+    """The script that a request carries, or a plain answer."""
+    return asked.get("script") or (default_stream() if asked.get("stream") else default_answer())
 
-    def __init__(self) -> None:
+
+class Upstream:
+    """The models' server: `/models/<name>/v1/...`. What it saw is in `seen`, by the requests' tags.
+
+    `script` says how to answer which model's request; `records` keeps every byte that comes in, in `heard`.
+    """
+
+    def __init__(self, script: Callable[[str, Any], Any] = own_script, *, records: bool = False) -> None:
+        self.script = script
+        self.records = records
+        self.heard = bytearray()
         self.seen: dict[str, list[Seen]] = {}
         self.connections: set[Connection] = set()
         self.healthy: dict[str, bool] = {}
@@ -298,8 +311,9 @@ class Upstream:
         await server.wait_closed()
 
     def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._over.set)
-        self._thread.join(10)
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._over.set)
+            self._thread.join(10)
 
     def got(self, tag: str, *, n: int = 1, within_s: float = 5.0) -> list[Seen]:
         """The requests of that tag, once there are `n`."""
@@ -522,6 +536,20 @@ def upstream() -> Iterator[Upstream]:
     served.close()
 
 
+@pytest.fixture(scope="module")
+def start_upstream() -> Iterator[Callable[..., Upstream]]:
+    """Starts upstreams of a test's own, and ends them all after its file."""
+    started: list[Upstream] = []
+
+    def start(*arguments: Any, **more: Any) -> Upstream:
+        started.append(Upstream(*arguments, **more))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.close()
+
+
 @pytest.fixture(scope="session")
 def start_router(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Router]]:
     """Starts routers, and ends them all with the session."""
@@ -535,13 +563,15 @@ def start_router(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -
         limits: dict[str, Any] | None = None,
         taught: bool = False,
         database: str = "",
+        program: Sequence[str] = ("-m", "routing.server"),
+        environment: Mapping[str, str] | None = None,
         **routes: Any,
     ) -> Router:
         home = tmp_path_factory.mktemp(f"router{next(counter)}")
         cells = cells or [f"http://127.0.0.1:{upstream.port}"]
         write_site(home, cells=cells, limits=limits or {}, taught=taught, **routes)
         port = free_port()
-        environment = {
+        whole = {
             **os.environ,
             "INHOUSE_DATABASE": database,
             "INHOUSE_HOME": str(home),
@@ -550,13 +580,12 @@ def start_router(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -
             "INHOUSE_ROUTES": str(home / "routes.yaml"),
             "INHOUSE_WORKERS": str(workers),
             "INHOUSE_HOST": "127.0.0.1",
+            **(environment or {}),
         }
-        environment.pop("PROMETHEUS_MULTIPROC_DIR", None)
+        whole.pop("PROMETHEUS_MULTIPROC_DIR", None)
         log = home / "router.log"
         with log.open("wb") as out:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "routing.server"], env=environment, stdout=out, stderr=out, start_new_session=True
-            )
+            process = subprocess.Popen([sys.executable, *program], env=whole, stdout=out, stderr=out, start_new_session=True)
         router = Router(home, port, process, log)
         started.append(router)
         router.engine = open_store(home, database or None)

@@ -1,5 +1,6 @@
 """Which targets a request gets, in which order."""
 
+import time
 from collections import Counter
 
 import pytest
@@ -88,6 +89,42 @@ def test_a_rest_ends_when_the_target_answers():
     assert not target.is_healthy()
     target.recovered()
     assert target.is_healthy()
+
+
+def test_what_fails_together_is_one_failure():
+    """Fifty requests that fail in the same moment put a target to rest as long as one does; a failure after the rest doubles it."""
+    target = fleet_of(site()).targets["a"][0]
+    for _ in range(50):
+        target.rest()
+    first = target.resting_until
+    assert first - time.monotonic() <= 5
+    target.resting_until = time.monotonic() - 1
+    target.rest()
+    assert 5 < target.resting_until - time.monotonic() <= 10
+
+
+def test_a_trier_that_leaves_makes_room():
+    """After its rest a target is healthy until one request tries it, and again when that ended without a word of its health."""
+    target = fleet_of(site()).targets["a"][0]
+    target.rest(0.0, kind="busy")
+    assert target.is_healthy()
+    target.tried()
+    assert not target.is_healthy()
+    target.let_be()
+    assert target.is_healthy()
+
+
+def test_a_target_that_asked_to_be_left_alone_is_closed_until_then():
+    """With the time that is left, through a change of the configuration, and no longer once it answers."""
+    target = (fleet := fleet_of(site())).targets["a"][0]
+    target.rest(30.0, kind="busy")
+    after = fleet_of(site())
+    after.take_over(fleet)
+    for one in (target, after.targets["a"][0]):
+        assert (one.closed().kind, one.closed().sent) == ("busy", False)
+        assert 20 < one.closed().retry_after_s <= 30
+        one.recovered()
+        assert one.closed() is None
 
 
 def test_an_adapter_is_answered_by_its_models_engine():
