@@ -62,7 +62,7 @@ class Target:
         self.is_tried = False
 
     def rest(self, wish_s: float | None = None, *, kind: str = "") -> None:
-        """It failed before answering: others first, for a while; for as long as it said itself, where it did, and of what `kind` that was."""
+        """It failed before answering: others first, for a while, or for as long as it said itself, with a failure of this `kind`."""
         now = time.monotonic()
         self.is_tried = False
         if wish_s is not None:

@@ -124,9 +124,7 @@ class Door:
         call, target = attempt.call, attempt.target
         answer = await self._pool.send(target.origin, _request(attempt), self._times(attempt))
         try:
-            content_type = _content_type(answer)
-            if not target.is_ours and answer.header(b"content-encoding") not in (b"", b"identity"):  # we asked for none
-                raise UpstreamError("encoded", sent=True)
+            content_type = _content_type(answer, may_encode=target.is_ours)
             is_stream = content_type.startswith(b"text/event-stream")
             body = await _first(answer) if is_stream else await answer.body(self._answer_bytes)
         except BaseException:
@@ -196,10 +194,12 @@ def _lowered(hold: Hold) -> int | None:
     return hold.max_tokens if hold.max_tokens < hold.asked_tokens else None
 
 
-def _content_type(answer: Answer) -> bytes:
+def _content_type(answer: Answer, *, may_encode: bool) -> bytes:
     """The type of an answer that may go to the caller. Raises `UpstreamError` for one that is no model's last word."""
     content_type = answer.header(b"content-type")
     status = answer.status
+    if not may_encode and answer.header(b"content-encoding") not in (b"", b"identity"):  # we asked for none
+        raise UpstreamError("encoded", sent=True)
     is_refusal = (400 <= status < 500 and status not in _NOT_THE_CALLERS) or status == 501
     if status < 300 or (is_refusal and b"json" in content_type):  # engines refuse in JSON, proxies in prose; nobody follows a redirect
         return content_type
