@@ -187,9 +187,12 @@ def still_answers(house, model, seconds):
 
 def router_workers(house):
     """The router's workers: what its supervisor has spawned."""
-    lines = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in house.pids("")}
+    lines, parents = {}, {}
+    for pid in house.pids(""):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            parents[pid], lines[pid] = parent(pid), Path(f"/proc/{pid}/cmdline").read_bytes()
     supervisors = [pid for pid, line in lines.items() if b"routing.server" in line]
-    return [pid for pid, line in lines.items() if b"spawn_main" in line and parent(pid) in supervisors]
+    return [pid for pid, line in lines.items() if b"spawn_main" in line and parents[pid] in supervisors]
 
 
 def parent(pid):
