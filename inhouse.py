@@ -15,6 +15,7 @@ import click
 
 _PARTS = {
     "models": ("serving.cli:models", "Find, fetch and size the models of the catalog."),
+    "cell": ("serving.cell_cli:cell", "Run this server's part of a cell: one Ray cluster over several machines."),
     "keys": ("routing.cli:keys", "Make, list and revoke the API keys of callers."),
     "routes": ("routing.cli:routes", "Show and check which model answers which task."),
     "bench": ("routing.bench.cli:bench", "Measure the router and the models beside their peers."),
