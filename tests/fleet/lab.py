@@ -5,6 +5,7 @@ folder. What it can't show: kernel settings, GPUs and resource limits (cgroup co
 """
 
 import contextlib
+import hashlib
 import os
 import shutil
 import signal
@@ -34,7 +35,7 @@ def missing() -> str:
 
 def base_image(packages: tuple[str, ...]) -> Path:
     """A bare Debian, made once. It has an SSH server and Python; `packages` lie downloaded in apt's cache, as from a mirror nearby."""
-    image = CACHE / f"{_SUITE}.tree"
+    image = CACHE / f"{_SUITE}-{hashlib.sha256(' '.join((*_BARE, *packages)).encode()).hexdigest()[:8]}"
     if not image.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         draft = CACHE / f"{_SUITE}.draft"
@@ -97,7 +98,7 @@ class Lab:
 
     def start(self, name: str) -> None:
         """Powers a node on; its disk is as it was left."""
-        folder, groups = self.folder / name, [group / "inhouse-fleet" / name for group in _CGROUPS if group.is_dir()]
+        folder, groups = self.folder / name, _groups(name)
         for group in groups:
             group.mkdir(parents=True, exist_ok=True)
         command = ["bash", "-c", _LOOP, "_", "systemd-nspawn", "--quiet", "-D", str(folder / "root"), f"--machine=ih-{name}",
@@ -110,37 +111,45 @@ class Lab:
 
     def stop(self, name: str) -> None:
         """Shuts a node down in order."""
-        process = self.processes.pop(name)
+        process = self.processes[name]
         process.terminate()
         try:
             process.wait(60)
+            del self.processes[name]
         except subprocess.TimeoutExpired:
-            self._kill(process)
+            self._kill(name)
 
     def cut_power(self, name: str) -> None:
         """Ends a node at once, as a power cut does."""
-        self._kill(self.processes.pop(name))
+        self._kill(name)
 
     def down(self) -> None:
         """Ends everything that `up` made, the disks included."""
         for name in list(self.processes):
-            self._kill(self.processes.pop(name))
+            self._kill(name)
         for node in self.folder.glob("node*"):
             subprocess.run(["umount", node / "root"], check=False, capture_output=True)
+            subprocess.run(["ip", "link", "del", f"v-ih-{node.name}"], check=False, capture_output=True)
             subprocess.run(["ip", "netns", "del", f"ih-{node.name}"], check=False, capture_output=True)
-            for group in _CGROUPS:
-                for inner in sorted((group / "inhouse-fleet" / node.name).rglob("*/"), reverse=True):
+            for group in _groups(node.name):
+                for inner in sorted((path for path in group.rglob("*") if path.is_dir()), reverse=True):
                     with contextlib.suppress(OSError):
                         inner.rmdir()
         subprocess.run(["ip", "link", "del", _BRIDGE], check=False, capture_output=True)
         subprocess.run(["nft", "delete", "table", "ip", _TABLE], check=False, capture_output=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _kill(self, process: "subprocess.Popen[bytes]") -> None:
-        """The loop, its nspawn and, with nspawn, every process of the node."""
+    def _kill(self, name: str) -> None:
+        """The loop, its nspawn, and every process of the node: these outlive a killed nspawn."""
+        process = self.processes.pop(name)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(30)
+        while pids := {int(pid) for group in _groups(name) for file in group.rglob("cgroup.procs") for pid in file.read_text().split()}:
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.1)
 
     def _bridge(self) -> None:
         if not Path(f"/sys/class/net/{_BRIDGE}").exists():
@@ -181,6 +190,11 @@ class Lab:
             _run("ip", "-n", space, "link", "set", "lo", "up")
             _run("ip", "-n", space, "link", "set", "eth0", "up")
             _run("ip", "-n", space, "route", "add", "default", "via", f"{_NET}.1")
+
+
+def _groups(name: str) -> list[Path]:
+    """A node's control groups. Without its own, nodes share the caller's, and one can't stop a unit that another has too."""
+    return [group / "inhouse-fleet" / name for group in _CGROUPS if group.is_dir()]
 
 
 def _run(*command: str) -> None:
