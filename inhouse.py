@@ -16,8 +16,13 @@ import click
 _PARTS = {
     "models": ("serving.cli:models", "Find, fetch and size the models of the catalog."),
     "cell": ("serving.cell_cli:cell", "Run this server's part of a cell: one Ray cluster over several machines."),
-    "keys": ("routing.cli:keys", "Make, list and revoke the API keys of callers."),
+    "keys": ("routing.keys_cli:keys", "Make, list, rotate and revoke the API keys of callers, and their budgets."),
+    "teams": ("routing.keys_cli:teams", "Make and change teams: what all callers of one together may use."),
+    "runs": ("routing.runs_cli:runs", "Show the runs of callers, stop them, raise their limits."),
     "routes": ("routing.cli:routes", "Show and check which model answers which task."),
+    "policy": ("routing.policy_cli:policy", "Show and test the policies that say which request may go where."),
+    "usage": ("routing.usage_cli:usage", "Show what was asked and what it cost, by team, caller, task, model, day."),
+    "audit": ("routing.audit_cli:audit", "Check the audit log of decisions, refusals and admin acts."),
     "bench": ("routing.bench.cli:bench", "Measure the router and the models beside their peers."),
 }
 _HOME = click.option("--home", envvar="INHOUSE_HOME", default=".inhouse", show_default=True, type=click.Path(path_type=Path),
@@ -139,11 +144,13 @@ def check(home: Path) -> None:
     Example: INHOUSE_ROUTES=new-routes.yaml inhouse check
     """
     from routing import cli as routing
+    from routing.policy_cli import policy_of
     from serving import local as serving
 
     with _told():
         settings = routing.settings_for(home)
         site = routing.site_of(settings)
+        policy_of(settings)
         serving.check(home.absolute(), settings.models)
     click.echo(f"ok: {len(site.models)} models, {len(site.tasks)} tasks")
 

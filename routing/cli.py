@@ -1,4 +1,7 @@
-"""The router's part of the command: `keys`, `routes`, and starting the router. Arguments in, text or JSON out."""
+"""The router's part of the command: `routes`, and starting the router. Arguments in, text or JSON out.
+
+`keys_cli` and `runs_cli` are beside it.
+"""
 
 import http.client
 import json
@@ -14,73 +17,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from routing.server import Settings
+    from sqlalchemy import Engine
+
+    from routing.settings import Settings
 
 _UNITS_S = {"h": 3600.0, "d": 86400.0, "w": 604800.0}
 _START_S = 60.0
 HOME = click.option("--home", envvar="INHOUSE_HOME", default=".inhouse", show_default=True, type=click.Path(path_type=Path),
                     help="Where models and state live (INHOUSE_HOME).")  # fmt: skip
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-
-
-@click.group()
-def keys() -> None:
-    """Make, list and revoke the API keys of callers."""
-
-
-@keys.command("create")
-@click.argument("name")
-@click.option("--task", "tasks", multiple=True, help="A task the key opens; again for more. Without it: all.")
-@click.option("--model", "models", multiple=True, help="A model the key opens by its own name; again for more. Without it: all.")
-@click.option("--expires", metavar="TIME", help="When it ends: 12h, 30d or 8w from now. Without it: never.")
-@HOME
-@JSON
-def create_key(name: str, tasks: tuple[str, ...], models: tuple[str, ...], expires: str | None, home: Path, *, as_json: bool) -> None:
-    """Make a key for NAME and print it: the only time that it is shown.
-
-    Example: inhouse keys create invoices --task extraction --expires 30d
-    """
-    from routing import keys as store
-    from routing.store import open_store
-
-    key = store.create(open_store(home), name, tasks=tasks or ("*",), models=models or ("*",), lifetime_s=_seconds(expires))
-    click.echo(json.dumps({"key": key, "caller": name}) if as_json else key)
-
-
-@keys.command("list")
-@HOME
-@JSON
-def list_keys(home: Path, *, as_json: bool) -> None:
-    """Show all keys: who they belong to, what they open, when they end. Never the keys themselves.
-
-    Example: inhouse keys list --json
-    """
-    from routing import keys as store
-    from routing.store import open_store
-
-    rows = store.listed(open_store(home))
-    if as_json:
-        click.echo(json.dumps(rows, indent=1))
-        return
-    table = [(row["id"], row["caller"], " ".join(row["tasks"]), " ".join(row["models"]), _date(row["created_at"]), _date(row["expires_at"]),
-              _date(row["revoked_at"])) for row in rows]  # fmt: skip
-    print_table(("ID", "CALLER", "TASKS", "MODELS", "CREATED", "EXPIRES", "REVOKED"), table)
-
-
-@keys.command("revoke")
-@click.argument("key_id", metavar="ID")
-@HOME
-def revoke_key(key_id: str, home: Path) -> None:
-    """End the key with this ID (`inhouse keys list` shows it). Every router stops taking it within two seconds.
-
-    Example: inhouse keys revoke ihk_Ab3dE5gh
-    """
-    from routing import keys as store
-    from routing.store import open_store
-
-    if not store.revoke(open_store(home), key_id):
-        raise click.ClickException(f"no key in force has the id `{key_id}`; `inhouse keys list` shows them")
-    click.echo(f"revoked {key_id}")
 
 
 @click.group()
@@ -143,9 +88,18 @@ def schema() -> None:
     click.echo(json.dumps(json_schema(), indent=1))
 
 
+def store_of(home: Path) -> "Engine":
+    """The database of a command, closed when the command ends."""
+    from routing.store import open_store
+
+    engine = open_store(home)
+    click.get_current_context().call_on_close(engine.dispose)
+    return engine
+
+
 def settings_for(home: Path, **changes: Any) -> "Settings":
     """The router's settings from the environment, with `home` as given."""
-    from routing.server import Settings
+    from routing.settings import Settings
 
     return Settings.from_environment()._replace(home=home.absolute(), **changes)
 
@@ -241,16 +195,18 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
-def _seconds(text: str | None) -> float | None:
+def seconds(text: str | None) -> float | None:
+    """12h, 30d or 8w in seconds."""
     if text is None:
         return None
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([hdw])", text)
     if not found or not float(found.group(1)):
-        raise click.BadParameter(f"`{text}` is not a time; write 12h, 30d or 8w", param_hint="--expires")
+        raise click.BadParameter(f"`{text}` is not a time; write 12h, 30d or 8w")
     return float(found.group(1)) * _UNITS_S[found.group(2)]
 
 
-def _date(at: float | None) -> str:
+def date(at: float | None) -> str:
+    """A time for a table."""
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(at)) if at else "-"
 
 

@@ -10,12 +10,15 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from routing.classes import CLASSES, ONPREM, ZONES, DataClass, Detected, Zone, check_classes, check_reach
 from serving.catalog import Catalog, ConfigError, Document, Model, nearest
 
 SHIPPED = Path(__file__).parent / "routes.yaml"
 MODELS_PORT = 8100
 _MIB = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")  # it goes into headers, addresses and metrics
+_SIGNATURES = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
+_SAFE_JWKS = re.compile(r"https://|http://(?:127\.0\.0\.1|localhost|\[::1\])[:/]")
 _URL = re.compile(r"https?://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::(\d{1,5}))?(?:/[A-Za-z0-9._~/-]*)?")
 
 
@@ -27,13 +30,17 @@ class Candidate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A kind of work with a name. `examples` are what callers write; they teach `auto` to recognise it."""
+    """A kind of work with a name. `examples` are what callers write; they teach `auto` to recognise it.
+
+    `polling` names the tools of its agents that are there to be called again and again: calling them is no loop.
+    """
 
     name: str
     description: str = ""
     examples: tuple[str, ...] = ()
     candidates: tuple[Candidate, ...]
     fallbacks: tuple[str, ...] = ()
+    polling: tuple[str, ...] = ()
 
 
 class Cell(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -41,6 +48,7 @@ class Cell(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     name: str
     url: str
+    zone: str = ONPREM
 
 
 class Auto(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -64,14 +72,46 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     connections_per_worker: int = 4096
     header_timeout_s: float = 15.0
     body_timeout_s: float = 60.0
+    keep_alive_timeout_s: float = 75.0
     connect_timeout_s: float = 3.0
     first_byte_timeout_s: float = 600.0
     idle_timeout_s: float = 120.0
     total_timeout_s: float = 3600.0
 
 
+class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a bearer token opens in which `claim` is `value`, or is a list that has it. Team and classes as on a key."""
+
+    claim: str
+    value: str
+    team: str = ""
+    tasks: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    default_class: str = ""
+    max_class: str = ""
+
+
+class Oidc(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """An issuer whose bearer tokens are taken beside API keys. `jwks` is a file or a URL; `caller` is the claim that names who calls.
+
+    The first grant that fits counts; a token that fits none opens nothing.
+    """
+
+    issuer: str
+    audience: str
+    jwks: str
+    grants: tuple[Grant, ...]
+    caller: str = "sub"
+    algorithms: tuple[str, ...] = ("RS256", "PS256", "ES256", "EdDSA")
+
+
 class Routes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The whole file. `default_task` takes what `auto` is not sure about. No `cells` means the one on this machine."""
+    """The whole file. `default_task` takes what `auto` is not sure about. No `cells` means the one on this machine.
+
+    `data_classes` go from the least to the most sensitive; a request of which nobody says or finds anything has the `default_class`.
+    `presidio` is the language in which that detector is asked, none where it is empty. A request that offers a model one of the
+    `risky_tools` needs a person's approval. `policies` is a folder of Cedar files beside this file; empty means the shipped ones.
+    """
 
     default_task: str
     tasks: tuple[Task, ...]
@@ -79,6 +119,14 @@ class Routes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     auto: Auto = Auto()
     limits: Limits = Limits()
     media_domains: tuple[str, ...] = ()
+    zones: tuple[Zone, ...] = ZONES
+    data_classes: tuple[DataClass, ...] = CLASSES
+    default_class: str = "internal"
+    detected: Detected = Detected()
+    presidio: str = ""
+    risky_tools: tuple[str, ...] = ()
+    policies: str = ""
+    oidc: Oidc | None = None
 
 
 class Site(NamedTuple):
@@ -113,7 +161,12 @@ def read_site(routes_path: Path, catalog: Catalog, *, models_port: int = MODELS_
         raise document.error("$.default_task", f"no task `{routes.default_task}`{nearest(routes.default_task, tasks)}")
     _check_cells(document, routes)
     _check_numbers(document, routes)
-    return Site(routes, tasks, models, routes.cells or (Cell(name="local", url=f"http://127.0.0.1:{models_port}"),))
+    cells = routes.cells or (Cell(name="local", url=f"http://127.0.0.1:{models_port}"),)
+    check_classes(document, routes, [(f"$.cells[{i}].zone", cell.zone) for i, cell in enumerate(routes.cells)])
+    check_reach(document, routes, {name: {cell.zone for cell in cells} for name in tasks})  # every cell hosts every model
+    if routes.oidc is not None:
+        _check_oidc(document, routes.oidc, tasks, models)
+    return Site(routes, tasks, models, cells)
 
 
 def _check_task(document: Document, i: int, task: Task, models: dict[str, Model]) -> None:
@@ -149,11 +202,26 @@ def _check_numbers(document: Document, routes: Routes) -> None:
             raise document.error(f"$.auto.{key}", f"`{key}` is a share between 0 and 1")
 
 
+def _check_oidc(document: Document, oidc: Oidc, tasks: dict[str, Task], models: dict[str, Model]) -> None:
+    if not (oidc.issuer and oidc.audience and oidc.caller and oidc.grants):
+        raise document.error("$.oidc", "`issuer`, `audience`, `caller` and at least one of `grants` must say something")
+    if unsafe := [name for name in oidc.algorithms if name not in _SIGNATURES] or not oidc.algorithms:
+        raise document.error("$.oidc.algorithms", f"{unsafe} can't be taken: a token is signed with a private key, by one of "
+                             f"{', '.join(_SIGNATURES)}")  # fmt: skip
+    if "://" in oidc.jwks and not _SAFE_JWKS.match(oidc.jwks):
+        raise document.error("$.oidc.jwks", f"`{oidc.jwks}` is not an https:// address: whoever sits on the way could send keys of his own")
+    for i, grant in enumerate(oidc.grants):
+        for kind, named, known in (("task", grant.tasks, tasks), ("model", grant.models, models)):
+            for name in named:
+                if name not in known and name != "*":
+                    raise document.error(f"$.oidc.grants[{i}].{kind}s", f"no {kind} `{name}`{nearest(name, known)}")
+
+
 def json_schema() -> dict[str, Any]:
     """The JSON schema of `routes.yaml`, for editors."""
     schema = msgspec.json.schema(Routes)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "inhouse routes.yaml", **schema}
 
 
-__all__ = ["MODELS_PORT", "SHIPPED", "Auto", "Candidate", "Cell", "ConfigError", "Limits", "Routes", "Site", "Task", "json_schema",
-           "read_site"]  # fmt: skip
+__all__ = ["MODELS_PORT", "SHIPPED", "Auto", "Candidate", "Cell", "ConfigError", "Grant", "Limits", "Oidc", "Routes", "Site", "Task",
+           "json_schema", "read_site"]  # fmt: skip

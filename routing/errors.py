@@ -3,6 +3,7 @@
     Refusal
     ├── BadRequest 400      ├── NotFound 404         ├── TooMany 429
     ├── Unauthorized 401    ├── WrongMethod 405      ├── BadAnswer 502
+    ├── BudgetExceeded 402  ├── RunStopped 409       │
     ├── Denied 403          ├── TooSlowToSend 408    ├── Unavailable 503
     └── TooSlow 504         └── TooLarge 413 ── HeadersTooLarge 431
 
@@ -61,6 +62,24 @@ class Unauthorized(Refusal):
     type = "authentication_error"
     code = "invalid_api_key"
     anthropic_type = "authentication_error"
+
+
+class BudgetExceeded(Refusal):
+    """The money, tokens or calls that somebody allowed are used up. Not 429: clients try that again."""
+
+    status = 402
+    type = "budget_exceeded"
+    code = "budget_exceeded"
+    anthropic_type = "billing_error"
+
+
+class RunStopped(Refusal):
+    """The run was stopped, by a person, its deadline or its own loops; nothing more is done for it."""
+
+    status = 409
+    type = "run_stopped"
+    code = "run_stopped"
+    anthropic_type = "invalid_request_error"
 
 
 class Denied(Refusal):

@@ -7,9 +7,12 @@ sockets are `upstream`'s.
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
+from functools import cache
 from itertools import count
-from typing import NamedTuple
+from typing import Protocol
+
+import msgspec
 
 from routing.choose import Target
 from routing.config import Limits
@@ -17,16 +20,15 @@ from routing.errors import BadAnswer, NotFound, Refusal, TooMany, TooSlow, Unava
 from routing.ledger import Ledger, Row
 from routing.request import Asked
 from routing.stream import Tee, Tokens, tokens_of
-from routing.upstream import Answer, Pool, Timeouts, UpstreamError
+from routing.upstream import Answer, Origin, Pool, Timeouts, UpstreamError
 
 log = logging.getLogger("inhouse.forward")
 _TRY_NEXT = frozenset((401, 403, 429, 500, 502, 503, 504))
 _NOT_SICK = frozenset(("busy", "status_500"))  # a full house, and a request that one model can't digest, say little about its health
 _MOST_ATTEMPTS = 4
 _CLIENT_LEFT = 499  # nginx's word for it; callers never see it
-_PASSED_ON = (b"accept", b"traceparent", b"tracestate", b"anthropic-version", b"anthropic-beta", b"openai-beta")
+_PASSED_ON = frozenset((b"accept", b"traceparent", b"tracestate", b"anthropic-version", b"anthropic-beta", b"openai-beta"))
 
-Headers = list[tuple[bytes, bytes]]
 _SERIES = os.urandom(8).hex()  # of this process; asking the kernel for each id costs 8 us, more than the rest of a request's head
 _COUNT = count(1)
 
@@ -36,15 +38,15 @@ def new_id() -> str:
     return f"{_SERIES}{next(_COUNT):08x}"
 
 
-class Reply(NamedTuple):
-    """What the caller gets: a whole body, or a stream that must be closed by whoever reads it."""
+class Reply(msgspec.Struct, frozen=True):
+    """What the caller gets: header lines, and a whole body or a stream, which must be begun or abandoned."""
 
     status: int
-    headers: Headers
-    body: bytes | AsyncIterator[bytes]
+    head: bytes
+    body: "bytes | Relay"
 
 
-class Decided(NamedTuple):
+class Decided(msgspec.Struct, frozen=True, gc=False):
     """A request on its way: who asked, what was decided and since when (Unix seconds, and monotonic for durations)."""
 
     asked: Asked
@@ -110,52 +112,100 @@ class Door:
             answer.release()
             raise
         target.recovered()
-        headers = [
-            (b"content-type", content_type or b"application/json"),
-            (b"x-request-id", decided.request_id.encode()),
-            (b"inhouse-task", decided.task.encode()),
-            (b"inhouse-model", target.model.encode()),
-            (b"inhouse-why", decided.why.encode()),
-        ]
+        head = b"content-type: %b\r\nx-request-id: %b\r\ninhouse-task: %b\r\ninhouse-model: %b\r\ninhouse-why: %b\r\n" % (
+            content_type or b"application/json", decided.request_id.encode(), decided.task.encode(), target.model.encode(),
+            decided.why.encode())  # fmt: skip
         if is_stream:
-            return Reply(answer.status, headers, self._relay(decided, target, attempt, answer, first))
+            return Reply(answer.status, head, Relay(decided, target, attempt, answer, first, self._ledger))
         answer.release()
         self._ledger.append(decided.row(attempt, target.model, answer.status, tokens=tokens_of(body), first_byte=time.monotonic(),
                                         error="" if answer.status < 400 else "refused_by_model"))  # fmt: skip
         if answer.status in (404, 405) and b'"error"' not in body:  # the engine has no such path: it serves what its model can do
             raise NotFound(f"`{target.model}` does not serve {decided.asked.endpoint.path}; ask a model or task that does "
                            "(GET /v1/models says what each is)", code="endpoint_not_supported")  # fmt: skip
-        return Reply(answer.status, headers, body)
+        return Reply(answer.status, head, body)
 
-    async def _relay(self, decided: Decided, target: Target, attempt: int, answer: Answer, first: bytes) -> AsyncIterator[bytes]:
-        """The stream's bytes. Ends with an error event where the model's stream was cut; the ledger gets what was really seen."""
+
+class Outlet(Protocol):
+    """Where a relay writes."""
+
+    def chunk(self, data: bytes) -> None:
+        """Bytes for the caller."""
+
+    def end(self) -> None:
+        """There is no more."""
+
+
+class Relay:
+    """A stream on its way from a model to a caller, pushed chunk by chunk from socket to socket.
+
+    Ends with an error event where the model's stream was cut; the ledger gets what was really seen, once, however it ends.
+    """
+
+    __slots__ = ("_answer", "_attempt", "_decided", "_first", "_first_byte", "_ledger", "_out", "_target", "_tee")
+
+    def __init__(self, decided: Decided, target: Target, attempt: int, answer: Answer, first: bytes, ledger: Ledger) -> None:
         asked = decided.asked
-        tee = Tee(asked.endpoint.dialect, strip_usage=asked.endpoint.usage_on_request and not asked.wants_usage)
-        first_byte = time.monotonic()
-        status, error = _CLIENT_LEFT, "client_left"
-        try:
-            data = first
-            while data:
-                if out := tee.feed(data):
-                    yield out
-                data = await answer.chunk()
-            if rest := tee.rest():
-                yield rest
-            status, error = answer.status, ""
-            if not tee.ended:
-                status, error = 502, "upstream_truncated"
-                yield tee.cut(_refusal(target.model, error))
-        except UpstreamError as cut:
-            refusal = _refusal(target.model, cut.kind)
-            status, error = refusal.status, cut.kind
-            yield tee.cut(refusal)
-        finally:
-            answer.release()
-            if status >= 500:
-                target.rest()
-            tokens = tee.tokens if tee.tokens.completion is not None else Tokens(tee.tokens.prompt, tee.events)
-            self._ledger.append(decided.row(attempt, target.model, status, error=error, tokens=tokens, first_byte=first_byte,
-                                            exact=tee.tokens.completion is not None))  # fmt: skip
+        self._decided = decided
+        self._target = target
+        self._attempt = attempt
+        self._answer = answer
+        self._first = first
+        self._first_byte = time.monotonic()
+        self._ledger = ledger
+        self._tee = Tee(asked.endpoint.dialect, strip_usage=asked.endpoint.usage_on_request and not asked.wants_usage)
+        self._out: Outlet | None = None
+
+    def begin(self, out: Outlet) -> None:
+        """Sends what has come and from now on what comes, until it calls `out.end`."""
+        self._out = out
+        self.data(self._first)
+        self._answer.push_to(self)
+
+    def data(self, data: bytes) -> None:
+        """Bytes from the model."""
+        if self._out is not None and (out := self._tee.feed(data)):
+            self._out.chunk(out)
+
+    def over(self, kind: str) -> None:
+        """The model's stream has ended, or was cut."""
+        out, tee = self._out, self._tee
+        if out is None:
+            return
+        if not kind and (rest := tee.rest()):
+            out.chunk(rest)
+        if not kind and not tee.ended:
+            kind = "upstream_truncated"
+        status = self._answer.status
+        if kind:
+            refusal = _refusal(self._target.model, kind)
+            status = 502 if kind == "upstream_truncated" else refusal.status
+            out.chunk(tee.cut(refusal))
+        self._settle(status, kind)
+        out.end()
+
+    def pause(self) -> None:
+        """The caller reads slower than the model writes."""
+        self._answer.pause()
+
+    def resume(self) -> None:
+        """The caller has caught up."""
+        self._answer.resume()
+
+    def abandon(self) -> None:
+        """The caller is gone: the model's work ends at once."""
+        self._settle(_CLIENT_LEFT, "client_left")
+
+    def _settle(self, status: int, error: str) -> None:
+        self._out = None
+        self._answer.release()
+        if status >= 500:
+            self._target.rest()
+        seen = self._tee.tokens
+        is_exact = seen.completion is not None
+        tokens = seen if is_exact else Tokens(seen.prompt, self._tee.events)
+        self._ledger.append(self._decided.row(self._attempt, self._target.model, status, error=error, tokens=tokens,
+                                              first_byte=self._first_byte, exact=is_exact))  # fmt: skip
 
 
 def _content_type(answer: Answer) -> bytes:
@@ -179,12 +229,16 @@ def _request(decided: Decided, target: Target) -> bytes:
     asked = decided.asked
     body = asked.for_model(target.model)
     given = decided.headers
-    passed = b"".join([b"%b: %b\r\n" % (name, given[name]) for name in _PASSED_ON if name in given])
+    passed = b"".join([b"%b: %b\r\n" % (name, given[name]) for name in _PASSED_ON & given.keys()])
     content_type = given.get(b"content-type", b"") if asked.endpoint.form else b"application/json"
-    return b"POST %b%b HTTP/1.1\r\nhost: %b\r\ncontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n%b\r\n%b" % (
-        target.origin.prefix.encode(), asked.endpoint.path.encode(), target.origin.authority.encode(), content_type, len(body),
-        new_id().encode(), passed, body)  # fmt: skip
+    return b"%bcontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n%b\r\n%b" % (
+        _first_lines(target.origin, asked.endpoint.path), content_type, len(body), new_id().encode(), passed, body)  # fmt: skip
     # The engine's id is ours, not the caller's: engines refuse an id that is in flight already.
+
+
+@cache
+def _first_lines(origin: Origin, path: str) -> bytes:
+    return f"POST {origin.prefix}{path} HTTP/1.1\r\nhost: {origin.authority}\r\n".encode()
 
 
 def _refusal(model: str, kind: str) -> Refusal:

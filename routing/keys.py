@@ -1,21 +1,29 @@
-"""Who calls: keys are made, listed and revoked here, and known by their hash alone. The key itself is shown once and never stored."""
+"""Who calls: keys are made, listed, rotated and revoked here, and known by their hash alone. The key itself is shown once, never stored.
+
+What belongs to the caller (team, data classes, limits) is the same on all of its keys.
+"""
 
 import hashlib
 import json
+import math
 import secrets
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from sqlalchemy import Engine, func, insert, select, text, update
+from sqlalchemy import Connection, Engine, func, insert, select, update
 
+from routing.accounts import set_budgets
+from routing.budgets import Budget, budgets_of
 from routing.errors import Unauthorized
-from routing.store import KEYS
+from routing.store import KEYS, TEAMS, VERSIONS, changing
 
 _PREFIX = "ihk_"
 _ID_CHARS = len(_PREFIX) + 8
 _LOOKS_A_SECOND = 50.0
-_STATE = select(func.count(), func.count(KEYS.c.revoked_at), func.total(KEYS.c.expires_at)).select_from(KEYS)
+_CHANGES = select(VERSIONS.c.version).where(VERSIONS.c.name == "keys").scalar_subquery()
+_STATE = select(_CHANGES, func.count(), func.count(KEYS.c.revoked_at), func.sum(KEYS.c.expires_at)).select_from(KEYS)
 _NOBODY = "send `Authorization: Bearer <key>`; `inhouse keys create NAME` makes one"
 
 
@@ -27,6 +35,11 @@ class Caller(NamedTuple):
     tasks: frozenset[str]
     models: frozenset[str]
     expires_at: float
+    team: str = ""
+    default_class: str = ""
+    max_class: str = ""
+    limits: tuple[Budget, ...] = ()
+    team_limits: tuple[Budget, ...] = ()
 
     def may_use_task(self, task: str) -> bool:
         """Whether the key opens this task."""
@@ -37,16 +50,62 @@ class Caller(NamedTuple):
         return "*" in self.models or model in self.models
 
 
+class Allowed(NamedTuple):
+    """What belongs to a caller, whichever of its keys it shows: None leaves it as it is."""
+
+    team: str | None = None
+    default_class: str | None = None
+    max_class: str | None = None
+    limits: tuple[Budget, ...] | None = None
+
+
 def create(
-    engine: Engine, caller: str, *, tasks: Iterable[str] = ("*",), models: Iterable[str] = ("*",), lifetime_s: float | None = None
-) -> str:
-    """Makes a key and returns it: the only time that it can be seen."""
-    key = _PREFIX + secrets.token_urlsafe(32)
+    engine: Engine, caller: str, *, tasks: Iterable[str] = ("*",), models: Iterable[str] = ("*",), lifetime_s: float | None = None,
+    allowed: Allowed = Allowed(),  # noqa: B008 (frozen)
+) -> str:  # fmt: skip
+    """Makes a key and returns it: the only time that it can be seen. Raises `LookupError` where the team is not there.
+
+    A caller that has keys keeps team, classes and limits, but for what `allowed` says, which then counts for all of its keys.
+    """
     now = time.time()
-    row = {"id": key[:_ID_CHARS], "hash": hashlib.sha256(key.encode()).hexdigest(), "caller": caller, "tasks": json.dumps(sorted(tasks)),
-           "models": json.dumps(sorted(models)), "created_at": now, "expires_at": now + lifetime_s if lifetime_s else None}  # fmt: skip
-    with engine.begin() as connection:
-        connection.execute(insert(KEYS).values(row))
+    row = {"caller": caller, "tasks": json.dumps(sorted(tasks)), "models": json.dumps(sorted(models)),
+           "expires_at": now + lifetime_s if lifetime_s else None}  # fmt: skip
+    with changing(engine, "keys") as connection:
+        known = connection.execute(select(KEYS).where(KEYS.c.caller == caller).order_by(KEYS.c.created_at.desc())).mappings().first()
+        kept = {name: known[name] for name in ("team", "default_class", "max_class", "limits")} if known else {}
+        key = _insert(connection, {**row, **kept}, now)
+        allow(connection, caller, allowed)
+    return key
+
+
+def allow(connection: Connection, caller: str, allowed: Allowed) -> None:
+    """Gives a caller, by all its keys, what `allowed` says. What it has spent stays spent. Raises `LookupError` for an unknown team."""
+    changes: dict[str, Any] = {name: value for name, value in allowed._asdict().items() if value is not None}
+    if allowed.team and connection.execute(select(TEAMS.c.name).where(TEAMS.c.name == allowed.team)).first() is None:
+        raise LookupError(f"no team `{allowed.team}`; `inhouse teams list` shows them, `inhouse teams create` makes one")
+    if allowed.limits is not None:
+        changes["limits"] = json.dumps([str(limit) for limit in allowed.limits])
+        set_budgets(connection, "caller", caller, allowed.limits)
+    if changes:
+        connection.execute(update(KEYS).where(KEYS.c.caller == caller).values(changes))
+
+
+def rotate(engine: Engine, key_id: str, *, overlap_s: float = 0.0) -> str | None:
+    """A new key that opens what the old one did; the old one ends in `overlap_s`. None where there is no such key in force."""
+    now = time.time()
+    with changing(engine, "keys") as connection:
+        old = connection.execute(select(KEYS).where(KEYS.c.id == key_id, KEYS.c.revoked_at.is_(None))).mappings().one_or_none()
+        if old is None:
+            return None
+        end = {"expires_at": min(now + overlap_s, old["expires_at"] or math.inf)} if overlap_s else {"revoked_at": now}
+        connection.execute(update(KEYS).where(KEYS.c.id == key_id).values(end))
+        return _insert(connection, dict(old), now)
+
+
+def _insert(connection: Connection, row: dict[str, Any], now: float) -> str:
+    key = _PREFIX + secrets.token_urlsafe(32)
+    own = {"id": key[:_ID_CHARS], "hash": hashlib.sha256(key.encode()).hexdigest(), "created_at": now}
+    connection.execute(insert(KEYS).values({**row, **own}))
     return key
 
 
@@ -55,12 +114,12 @@ def listed(engine: Engine) -> list[dict[str, Any]]:
     with engine.connect() as connection:
         rows = connection.execute(select(KEYS).order_by(KEYS.c.created_at)).mappings().all()
     shown = [{name: value for name, value in row.items() if name != "hash"} for row in rows]
-    return [{**row, "tasks": json.loads(row["tasks"]), "models": json.loads(row["models"])} for row in shown]
+    return [{**row, **{name: json.loads(row[name]) for name in ("tasks", "models", "limits")}} for row in shown]
 
 
 def revoke(engine: Engine, key_id: str) -> bool:
     """Ends a key, named by its id (its first characters). False where there is no such key in force."""
-    with engine.begin() as connection:
+    with changing(engine, "keys") as connection:
         done = connection.execute(update(KEYS).where(KEYS.c.id == key_id, KEYS.c.revoked_at.is_(None)).values(revoked_at=time.time()))
     return done.rowcount == 1
 
@@ -69,7 +128,9 @@ class KeyRing:
     """The keys in force, as one worker knows them. `refresh` asks the database whether anything changed, which costs microseconds."""
 
     def __init__(self, engine: Engine) -> None:
-        self._connection = engine.connect()
+        self._engine = engine
+        self._connection = engine.connect() if engine.dialect.name == "sqlite" else None  # `data_version` counts for one connection
+        self._lock = threading.Lock()
         self._callers: dict[bytes, Caller] = {}
         self._version: int | None = None
         self._state: Any = None
@@ -78,19 +139,25 @@ class KeyRing:
         self.refresh()
 
     def refresh(self) -> None:
-        """Takes in what other processes have written. Call it every second."""
-        version = self._connection.execute(text("PRAGMA data_version")).scalar_one()
-        self._connection.rollback()
-        if version == self._version:
-            return
-        state = self._connection.execute(_STATE).one()  # the ledger is in the same file: most writes are not about keys
-        self._version = version
-        if state == self._state:
+        """Takes in what other processes have written. Call it every second, in a thread: a database on another machine may be slow."""
+        with self._lock:
+            if self._connection is None:
+                with self._engine.connect() as connection:
+                    self._read(connection)
+                return
+            version = self._connection.exec_driver_sql("PRAGMA data_version").scalar_one()
+            if version != self._version:  # the ledger is in the same file: most writes are not about keys
+                self._read(self._connection)
+                self._version = version
             self._connection.rollback()
+
+    def _read(self, connection: Connection) -> None:
+        state = connection.execute(_STATE).one()
+        if state == self._state:
             return
-        rows = self._connection.execute(select(KEYS).where(KEYS.c.revoked_at.is_(None))).mappings().all()
-        self._connection.rollback()
-        self._callers = {bytes.fromhex(row["hash"]): _caller(row) for row in rows}
+        teams = {row.name: _budgets(row.limits) for row in connection.execute(select(TEAMS))}
+        rows = connection.execute(select(KEYS).where(KEYS.c.revoked_at.is_(None))).mappings().all()
+        self._callers = {bytes.fromhex(row["hash"]): _caller(row, teams) for row in rows}
         self._state = state
 
     def _may_look(self) -> bool:
@@ -109,7 +176,7 @@ class KeyRing:
             raise Unauthorized(f"no API key: {_NOBODY}")
         digest = hashlib.sha256(key).digest()
         caller = self._callers.get(digest)
-        if caller is None and self._may_look():  # a key made this second?
+        if caller is None and self._connection is not None and self._may_look():  # a key made this second?
             self.refresh()
             caller = self._callers.get(digest)
         if caller is None:
@@ -119,6 +186,11 @@ class KeyRing:
         return caller
 
 
-def _caller(row: Any) -> Caller:
+def _caller(row: Any, teams: Mapping[str, tuple[Budget, ...]]) -> Caller:
     return Caller(row["id"], row["caller"], frozenset(json.loads(row["tasks"])), frozenset(json.loads(row["models"])),
-                  row["expires_at"] or float("inf"))  # fmt: skip
+                  row["expires_at"] or math.inf, row["team"], row["default_class"], row["max_class"], _budgets(row["limits"]),
+                  teams.get(row["team"], ()))  # fmt: skip
+
+
+def _budgets(text: str) -> tuple[Budget, ...]:
+    return budgets_of(json.loads(text))

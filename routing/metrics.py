@@ -1,4 +1,5 @@
-"""Prometheus metrics of all workers together, fed from ledger rows off the request path. Labels are names from the configuration only.
+"""Prometheus metrics of all workers together, fed from ledger rows off the request path. Labels are names
+from the configuration, and of teams and errors the first 200.
 
 prometheus_client shares them between processes through files, in the folder that PROMETHEUS_MULTIPROC_DIR names (set by `server`).
 """
@@ -13,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from routing.ledger import Row
+from routing.loops import Finding
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
@@ -29,6 +31,14 @@ class Metrics:
                                 registry=nowhere)  # fmt: skip
         self._ttft = Histogram("inhouse_ttft_seconds", "From arrival to the answer's first byte", ["task", "model"], buckets=_SECONDS,
                                registry=nowhere)  # fmt: skip
+        self._refusals = Counter("inhouse_refusals", "Requests refused before a model was asked, by the error's code", ["code", "task"],
+                                 registry=nowhere)  # fmt: skip
+        self._budget_refusals = Counter("inhouse_budget_refusals", "Requests refused as a budget had too little left", ["scope", "unit"],
+                                        registry=nowhere)  # fmt: skip
+        self._findings = Counter("inhouse_loop_findings", "Circles found in agents' runs", ["kind", "severity", "task"], registry=nowhere)
+        self._cost = Counter("inhouse_cost_usd", "What attempts cost", ["team", "model"], registry=nowhere)
+        self._gpu = Counter("inhouse_gpu_seconds", "GPU time of attempts", ["team", "model"], registry=nowhere)
+        self._few = {"code": _Few(), "team": _Few()}
         self.in_flight = Gauge("inhouse_in_flight", "Requests being answered", registry=nowhere, multiprocess_mode="livesum")
         self.ready = Gauge("inhouse_model_ready", "Whether a model answers its health check", ["model", "cell"], registry=nowhere,
                            multiprocess_mode="livemin")  # fmt: skip
@@ -48,9 +58,47 @@ class Metrics:
         for (model, kind), n in tokens.items():
             if n:
                 self._tokens.labels(model, kind).inc(n)
+        self._observe_costs(rows)
         for labels, those in answered.items():
             _observe(self._total.labels(*labels), [row.total_ms / 1e3 for row in those])
             _observe(self._ttft.labels(*labels), [row.ttft_ms / 1e3 for row in those if row.ttft_ms is not None])
+
+    def _observe_costs(self, rows: Sequence[Row]) -> None:
+        code, team = self._few["code"].of, self._few["team"].of
+        for (error, task), n in Tally((row.error, row.task) for row in rows if not row.attempt).items():
+            self._refusals.labels(code(error), task).inc(n)
+        cost: Tally[tuple[str, str]] = Tally()
+        gpu: Tally[tuple[str, str]] = Tally()
+        for row in rows:
+            cost[row.team, row.model] += row.cost_nanousd
+            gpu[row.team, row.model] += row.gpu_ms
+        for counter, sums, scale in ((self._cost, cost, 1e9), (self._gpu, gpu, 1e3)):
+            for (name, model), n in sums.items():
+                if n > 0:
+                    counter.labels(team(name), model).inc(n / scale)
+
+    def budget_refused(self, scope: str, unit: str) -> None:
+        """A budget of that scope (run, caller, team, task) had too little left of that unit."""
+        self._budget_refusals.labels(scope, unit).inc()
+
+    def found(self, finding: Finding, task: str) -> None:
+        """An agent's circle was found in a request of that task."""
+        self._findings.labels(finding.kind, finding.severity, task).inc()
+
+
+class _Few:
+    """The first 200 values that a label is given; all further ones are `other`. For names that people make while the router runs."""
+
+    def __init__(self, most: int = 200) -> None:
+        self._seen: set[str] = set()
+        self._most = most
+
+    def of(self, value: str) -> str:
+        """The value, or `other`."""
+        if value not in self._seen and len(self._seen) >= self._most:
+            return "other"
+        self._seen.add(value)
+        return value
 
 
 def _observe(histogram: Histogram, seconds: Sequence[float]) -> None:

@@ -9,7 +9,7 @@ steps between decide and choose. The last two happen where an answer ends: in `f
 import re
 import time
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -25,10 +25,10 @@ from serving.catalog import nearest
 
 _TASK = "task/"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
-_JSON = (b"content-type", b"application/json")
+_JSON = b"content-type: application/json\r\n"
 
 
-class Request(NamedTuple):
+class Request(msgspec.Struct, frozen=True, gc=False):
     """What came in, whole. Header names are lower case; of a header sent twice the last counts."""
 
     method: str
@@ -45,7 +45,7 @@ class Request(NamedTuple):
         return given.decode() if given and is_request_id(given) else new_id()
 
 
-class Label(NamedTuple):
+class Label(msgspec.Struct, frozen=True, gc=False):
     """What a request was found to be: its task (empty where a model was named), the model asked for by name, and why."""
 
     task: str
@@ -148,10 +148,10 @@ def _other(house: House, request: Request) -> Reply:
     if request.path == "/v1/models" or request.path.startswith("/v1/models/"):
         return _models(house, request)
     if request.path == "/healthz":
-        return Reply(200, [_JSON], b'{"status":"ok"}')
+        return Reply(200, _JSON, b'{"status":"ok"}')
     if request.path == "/readyz":
         ready = readiness(house)
-        return Reply(200 if ready["ready"] else 503, [_JSON], msgspec.json.encode(ready))
+        return Reply(200 if ready["ready"] else 503, _JSON, msgspec.json.encode(ready))
     raise NotFound(f"nothing is served at {request.path[:80]}; callers have {', '.join(sorted(ENDPOINTS)[:4])} and others under /v1",
                    code="not_found")  # fmt: skip
 
@@ -162,11 +162,11 @@ def _models(house: House, request: Request) -> Reply:
     caller = identify(house.keys, request)
     entries = {entry["id"]: entry for entry in _listed(house, caller)}
     if request.path == "/v1/models":
-        return Reply(200, [_JSON], msgspec.json.encode({"object": "list", "data": list(entries.values())}))
+        return Reply(200, _JSON, msgspec.json.encode({"object": "list", "data": list(entries.values())}))
     name = request.path.removeprefix("/v1/models/")
     if name not in entries:
         raise NotFound(f"no model or task `{name[:80]}` on this key; GET /v1/models lists them", param="model")
-    return Reply(200, [_JSON], msgspec.json.encode(entries[name]))
+    return Reply(200, _JSON, msgspec.json.encode(entries[name]))
 
 
 def _listed(house: House, caller: Caller) -> list[dict[str, Any]]:

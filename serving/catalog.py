@@ -27,11 +27,15 @@ _OURS = {"model": "path` or `repo", "served_model_name": "name", "tensor_paralle
 
 
 class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a model costs: per hour of its accelerator (or CPU slice), or per million tokens. Amounts in US dollars."""
+    """What a model costs: per hour of its accelerator (or CPU slice), or per million tokens. Amounts in US dollars.
+
+    `tokens_per_s` is what one replica reads and writes in a second at full load, measured: it makes a price per token of one per hour.
+    """
 
     usd_per_gpu_hour: float | None = None
     usd_per_million_input_tokens: float | None = None
     usd_per_million_output_tokens: float | None = None
+    tokens_per_s: float | None = None
 
 
 class Adapter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -141,6 +145,9 @@ def _check_price(document: Document, at: str, model: Model) -> None:
                              "`usd_per_million_input_tokens` and `usd_per_million_output_tokens`")
     if any(value is not None and not 0 <= value < 1e6 for value in (price.usd_per_gpu_hour, *tokens)):
         raise document.error(f"{at}.price", f"the price of `{model.name}` must be between 0 and 1,000,000 dollars")
+    if price.tokens_per_s is not None and not 0 < price.tokens_per_s < 1e9:
+        raise document.error(f"{at}.price.tokens_per_s", f"`tokens_per_s` of `{model.name}` must be above 0; "
+                             "`inhouse bench serve` measures it")
 
 
 def _check_engine(document: Document, at: str, engine: Mapping[str, Any]) -> None:

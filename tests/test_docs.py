@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 import inhouse
 from routing.request import ENDPOINTS
-from routing.server import Settings
+from routing.settings import Settings
 
 ROOT = Path(inhouse.__file__).parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -582,6 +582,7 @@ def hasty(start_router: Callable[..., Router]) -> Router:
         limits={
             "header_timeout_s": 1.0,
             "body_timeout_s": 1.0,
+            "keep_alive_timeout_s": 1.0,
             "connect_timeout_s": 1.0,
             "first_byte_timeout_s": 1.0,
             "idle_timeout_s": 1.0,

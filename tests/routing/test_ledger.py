@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+from msgspec.structs import replace
 from sqlalchemy import select, text
 
 from routing.ledger import _HELD_ROWS, Ledger, Row
@@ -28,7 +29,7 @@ while True:
 
 
 def row(request_id="r", status=200, **more):
-    return Row(1.0, request_id, 1, "k", "c", "/v1", "t", "m", "w", status, "", 7, 3, True, 1.5, 2.5)._replace(**more)
+    return replace(Row(1.0, request_id, 1, "k", "c", "/v1", "t", "m", "w", status, "", 7, 3, True, 1.5, 2.5), **more)
 
 
 def stored(engine):
@@ -45,7 +46,7 @@ def test_rows_arrive_as_they_were(store):
         ledger.append(one)
     ledger.close()
     got = [Row(**{k: v for k, v in one.items() if k != "id"}) for one in stored(store)]
-    assert [one._replace(exact=bool(one.exact)) for one in got] == rows
+    assert [replace(one, exact=bool(one.exact)) for one in got] == rows
     assert seen == rows
 
 

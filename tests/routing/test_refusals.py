@@ -124,7 +124,12 @@ async def test_what_is_not_listed_is_not_there(router, upstream, chat, path):
     assert asked["tag"] not in upstream.seen
 
 
-@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "BREW"])
+async def test_a_method_that_http_does_not_know_is_400(router):
+    """What is no method at all is refused before any path is looked at."""
+    assert shaped(await router.ask(b"", method="BREW"), 400, "invalid_request_error")
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"])
 async def test_other_methods_are_405(router, method):
     """Endpoints take POST, and say so."""
     assert shaped(await router.ask(b"", method=method), 405, "method_not_allowed")

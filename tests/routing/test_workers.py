@@ -46,7 +46,7 @@ async def test_two_workers_start_at_once_on_an_empty_folder(pair, wait_until):
 async def test_killed_workers_are_replaced_again_and_again(start_router, chat, say, wait_until):
     """kill -9 of a worker, and of its successor: callers' connections close, the parent lives, a new worker serves within seconds."""
     router = start_router()
-    for wait_s in (6, 0):  # granian takes a worker that dies within 5.5 s of its start for one that will never run
+    for wait_s in (1, 0):
         (worker,) = router.workers()
         connection = router.client.open(chat([say.HEAD, ["pace", 10_000, 0.02]], stream=True))
         assert connection.recv(100)
@@ -94,7 +94,7 @@ async def test_metrics_add_up_over_workers(pair, chat, wait_until):
             await asyncio.sleep(0.1)
 
 
-async def test_sigterm_drains_and_loses_nothing(start_router, chat, say, connected, tag):
+async def test_sigterm_drains_and_loses_nothing(start_router, chat, say, wait_until):
     """Asked to stop under load, the router ends its open streams properly, writes every answered request's row and leaves no process."""
     router = start_router()
     answered = []
@@ -122,7 +122,7 @@ async def test_sigterm_drains_and_loses_nothing(start_router, chat, say, connect
     assert rows[slow["tag"]] == 200
     assert len(answered) > 20
     assert [one for one in answered if rows.get(one) != 200] == []
-    assert in_group(router.process.pid) == []
+    wait_until(lambda: in_group(router.process.pid) == [])
 
 
 async def test_a_kill_of_a_worker_loses_at_most_the_last_moment_of_the_ledger(start_router, chat):
@@ -154,12 +154,12 @@ async def test_a_kill_of_a_worker_loses_at_most_the_last_moment_of_the_ledger(st
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
-async def test_an_idle_router_stops_at_once(start_router, stop):
+async def test_an_idle_router_stops_at_once(start_router, stop, wait_until):
     """Either signal ends an idle router in seconds, with nothing left behind."""
     router = start_router()
     router.process.send_signal(stop)
     await asyncio.to_thread(router.process.wait, 10)
-    assert in_group(router.process.pid) == []
+    wait_until(lambda: in_group(router.process.pid) == [])
 
 
 async def test_a_database_that_is_away_does_not_stop_answers(start_router, chat, tag):

@@ -1,0 +1,139 @@
+"""The runs that a worker knows: found in microseconds when it has seen them before, and gone within a moment of being stopped.
+
+`runs` has the rules and the rows; this file keeps what a request needs of them in memory.
+"""
+
+import asyncio
+import math
+import time
+from typing import Any, NamedTuple
+
+from sqlalchemy import Engine, select
+
+from routing import runs
+from routing.accounts import Spending
+from routing.errors import RunStopped
+from routing.holds import Account
+from routing.purse import Purse
+from routing.runs import Signer, Stored
+from routing.store import RUNS
+
+_KNOWN = 10_000  # runs; the oldest are forgotten, and read again when they call
+
+
+class Run(NamedTuple):
+    """A run as a request uses it: `accounts` are its own and those of all runs above it; `line` is its id and theirs."""
+
+    id: str
+    caller: str
+    line: tuple[str, ...]
+    accounts: tuple[Account, ...]
+    deadline: float
+    public_id: str
+
+
+class RunBook:
+    """One worker's runs. All but `refresh` belong to the event loop."""
+
+    def __init__(self, engine: Engine, purse: Purse) -> None:
+        self._engine = engine
+        self._purse = purse
+        self._signer = Signer(engine)
+        self._runs: dict[str, Run] = {}
+        self._version = -1
+        self.killed: dict[str, str] = {}  # of the runs that are known here, those that were stopped: why
+        self.refresh()
+
+    def known(self, given: str, caller: str) -> Run | None:
+        """The run of a signed id, where this worker knows it. Raises `NotFound` for another's, `RunStopped` where it is over."""
+        run = self._runs.get(given)
+        if run is None:
+            return None
+        if run.caller != caller:
+            raise runs.unknown(given)
+        if run.id in self.killed:
+            raise RunStopped(f"{run.id} was stopped: {self.killed[run.id]}; a person can raise its limits (`inhouse runs raise {run.id}`)")
+        if time.time() > run.deadline:
+            raise RunStopped(f"{run.id} has had its time (`limits.seconds`); a person can raise it (`inhouse runs raise {run.id}`)",
+                             code="run_deadline")  # fmt: skip
+        return run
+
+    async def find(self, given: str, caller: str) -> Run:
+        """The run of a signed id. Raises `NotFound` where it is none of this caller's, `RunStopped` where it is over."""
+        run = self.known(given, caller)
+        if run is None:
+            run_id = self._signer.open(given, caller)
+            version, line = await asyncio.to_thread(self._line, run_id)
+            if not line:
+                raise runs.unknown(given)
+            self._remember(line, given)
+            if version != self._version:
+                self._version = -1  # something was stopped while it was read, and the look that saw it did not know this run
+            runs.refuse_stopped(line[0], time.time())
+            run = self._runs[given]
+        return run
+
+    async def create(self, caller: str, body: bytes) -> dict[str, Any]:
+        """`POST /v1/runs`: a new run as a document. Raises `BadRequest`, `NotFound` (no such parent) and `RunStopped`."""
+        asked = runs.read_new_run(body)
+        parent = self._signer.open(asked.parent, caller) if asked.parent else None
+        made = await asyncio.to_thread(runs.create_run, self._engine, caller, asked, parent)
+        return (await self._tree(made.id))[0]
+
+    async def show(self, given: str, caller: str) -> dict[str, Any]:
+        """`GET /v1/runs/<id>`: the run with `children` inside one another, and what each has spent by now. Raises `NotFound`."""
+        documents = await self._tree(self._signer.open(given, caller))
+        if not documents:
+            raise runs.unknown(given)
+        return documents[0]
+
+    async def stop(self, given: str, caller: str) -> dict[str, Any]:
+        """`DELETE /v1/runs/<id>`: ends the run and all below it, here at once and in other workers with their next look."""
+        run_id = self._signer.open(given, caller)
+        await asyncio.to_thread(runs.stop_run, self._engine, run_id, "its caller ended it")
+        await asyncio.to_thread(self.refresh)
+        return await self.show(given, caller)
+
+    async def stop_for(self, run: Run, reason: str) -> None:
+        """Stops a run for a reason of the router's own, as a loop that was found."""
+        await asyncio.to_thread(runs.stop_run, self._engine, run.id, reason)
+        await asyncio.to_thread(self.refresh)
+
+    def refresh(self) -> None:
+        """Takes in what was stopped or raised anywhere. Call it twice a second or more often, in a thread; then end what calls on behalf
+        of the runs in `killed`."""
+        version = runs.changes_of(self._engine)
+        if version == self._version:
+            return
+        known = list(self._runs.items())
+        asked = select(RUNS.c.id, RUNS.c.state, RUNS.c.reason, RUNS.c.deadline).where(RUNS.c.id.in_([run.id for _, run in known]))
+        with self._engine.connect() as connection:
+            rows = {row.id: row for row in connection.execute(asked)}
+        self._version = version
+        self.killed = {row.id: row.reason for row in rows.values() if row.state != "open"}
+        for given, run in known:
+            deadline = rows[run.id].deadline or math.inf
+            if deadline != run.deadline:
+                self._runs[given] = run._replace(deadline=deadline)
+
+    def _line(self, run_id: str) -> tuple[int, list[Stored]]:
+        version = runs.changes_of(self._engine)
+        with self._engine.connect() as connection:
+            return version, runs.lineage(connection, run_id)
+
+    def _remember(self, line: list[Stored], given: str) -> None:
+        accounts = tuple(account for run in line for account in self._purse.accounts("run", run.id, runs.budgets_of_run(run)))
+        run = line[0]
+        while len(self._runs) >= _KNOWN:
+            del self._runs[next(iter(self._runs))]
+        self._runs[given] = Run(run.id, run.caller, tuple(one.id for one in line), accounts, run.deadline or math.inf, given)
+        if run.state != "open":
+            self.killed[run.id] = run.reason
+
+    async def _tree(self, run_id: str) -> list[dict[str, Any]]:
+        found: list[tuple[Stored, list[Spending]]] = await asyncio.to_thread(runs.tree, self._engine, run_id)
+        documents = {run.id: {**runs.document(run, books, self._signer.sign(run.id, run.caller)), "children": []} for run, books in found}
+        for run, _ in found[1:]:
+            documents[run.parent]["children"].append(documents[run.id])
+        return list(documents.values())
+
