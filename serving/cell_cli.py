@@ -88,6 +88,25 @@ def drain(ip: str, head: str, timeout_s: float, token: Path, tls: Path) -> None:
     click.echo(f"{ip} is drained")
 
 
+@cell.command()
+@click.option("--timeout", "timeout_s", default=660.0, show_default=True, help="Seconds until it gives up: requests in flight end first.")
+@_TOKEN
+def empty(timeout_s: float, token: Path) -> None:
+    """Take all models off this head's cell, each when its requests have ended; routers go to another cell where there is one.
+
+    Example: inhouse cell empty --timeout 60
+    """
+    from serving.drain import DrainError
+    from serving.drain import empty as take_off
+
+    try:
+        take_off(_api(token), http_port=HTTP_PORT, host="0.0.0.0", timeout_s=timeout_s,  # noqa: S104 (the firewall opens it to the routers)
+                 tell=lambda line: click.echo(line, err=True))
+    except DrainError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo("no model runs here")
+
+
 def _api(token: Path) -> ServeApi:
     try:
         return ServeApi(url=f"http://127.0.0.1:{DASHBOARD_PORT}", token=token.read_text(encoding="ascii").strip())

@@ -1,6 +1,6 @@
-"""Takes a machine out of a cell without failing a request: Serve starts its replicas elsewhere before those here end.
+"""Takes a machine out of a cell, or all models off it, without cutting a request short.
 
-Runs on the head, whose REST API and GCS it asks; does not stop the machine's Ray afterwards.
+Runs on the head, whose REST API and GCS it asks; does not stop Ray afterwards. A drained machine's replicas start elsewhere first.
 """
 
 import os
@@ -35,6 +35,20 @@ def drain(api: ServeApi, ip: str, *, gcs: str, environment: Mapping[str, str], t
             time.sleep(1)
     except (ServeRefusedError, ServeUnreachableError) as error:
         raise DrainError(f"{ip} is not drained: {error}") from error
+
+
+def empty(api: ServeApi, *, http_port: int, host: str, timeout_s: float, tell: Callable[[str], None] = lambda _: None) -> None:
+    """Takes every model off the cell; returns when their requests have ended. Raises `DrainError` when they have not in time."""
+    try:
+        api.deploy({"proxy_location": "EveryNode", "http_options": {"host": host, "port": http_port}, "applications": []})
+        deadline = time.monotonic() + timeout_s
+        while left := sorted(api.details()["applications"]):
+            if time.monotonic() > deadline:
+                raise DrainError(f"{', '.join(left)} still answer after {timeout_s:.0f} s; `inhouse cell deploy` brings the others back")
+            tell(f"waiting for the requests of {', '.join(left)}")
+            time.sleep(1)
+    except (ServeRefusedError, ServeUnreachableError) as error:
+        raise DrainError(f"the cell is not emptied: {error}") from error
 
 
 def node_ids(details: Mapping[str, Any], ip: str) -> list[str]:
