@@ -1,170 +1,33 @@
-"""The audit log: decisions, refusals and admin acts as JSON lines, each sealed (HMAC-SHA256) together with its number and the line before.
+"""The audit log as workers and commands use it: decisions, refusals and admin acts, written off the request path. Prompts are never in it.
 
-One chain for each home, whoever writes: workers and commands append under one file lock. A chain for each worker would need no lock, but
-the end of each would have to be known and anchored for ever, or cutting it off goes unseen; and a command that writes one line would
-leave a chain of one. The lock is taken once per 50 ms and batch, off the request path, and the kernel frees it when its holder is killed.
-What a killed writer leaves half written is sealed by the next one as `torn`. Checking is `audit_verify`'s; prompts are never in it.
+What a line is and how it is sealed is `chain`'s.
 """
 
-import fcntl
-import hashlib
-import hmac
 import logging
 import os
-import re
-import secrets
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
 
-import msgspec
+from routing.chain import AuditError, Chain, Entry, Place, place_of
 
 log = logging.getLogger("inhouse.audit")
 _EVERY_S = 0.05
-_ANCHOR_EVERY_S = 60.0
-_SEGMENT_BYTES = 64 << 20  # then a new file begins, and the chain goes on in it
-_TAIL_BYTES = (8 << 10, 1 << 20)  # of a file's end, where its last true line is looked for
 _HELD = 100_000  # entries kept while the disk refuses, before the oldest are given up
-_MAC = re.compile(rb'^(\{"n":(\d+),.*),"mac":"([0-9a-f]{32})"\}$', re.DOTALL)
-_PREVIOUS = re.compile(rb'^\{"n":\d+,"prev":"([0-9a-f]*)"')
-
-
-class Entry(NamedTuple):
-    """What happened. Fields that are empty are left out of the line. `what` is a path, or the command of an admin act."""
-
-    at: float
-    kind: Literal["decision", "refusal", "admin", "torn"]
-    who: str
-    what: str
-    outcome: str = ""
-    request_id: str = ""
-    run_id: str = ""
-    team: str = ""
-    task: str = ""
-    model: str = ""
-    data_class: str = ""
-    zone: str = ""
-    why: str = ""
-    policy_hash: str = ""
-    config_version: str = ""
-
-
-class Head(NamedTuple):
-    """The last line of a chain: its number from 1, and its seal."""
-
-    n: int
-    mac: str
-
-
-class Line(NamedTuple):
-    """A line that carries a true seal."""
-
-    n: int
-    mac: str
-    previous: str
-    entry: dict[str, Any]
-
-
-class AuditError(Exception):
-    """The log can't be gone on with; the message says what to do."""
-
-
-class Place(NamedTuple):
-    """Where one home's audit log is. `anchors` is the second place: put it on another disk or mount than the home."""
-
-    folder: Path
-    key: Path
-    anchors: Path
-
-    def segments(self) -> list[Path]:
-        """The files of the log, oldest first: each is named by the number of its first line."""
-        return sorted(self.folder.glob("audit-*.jsonl"))
-
-
-def place_of(home: Path) -> Place:
-    """The audit log of a home. `INHOUSE_AUDIT_ANCHORS` names the file for anchors; by default it is in the home's logs."""
-    anchors = os.environ.get("INHOUSE_AUDIT_ANCHORS", "") or home / "logs" / "audit-anchors.jsonl"
-    return Place(home / "state" / "audit", home / "state" / "audit.key", Path(anchors))
-
-
-def seal(key: bytes, body: bytes) -> str:
-    """A line's seal: the first 128 bits of the HMAC over everything before it."""
-    return hmac.digest(key, body, "sha256").hex()[:32]
-
-
-def read_line(key: bytes, line: bytes) -> Line | None:
-    """A line without its end, or None where its seal is not true."""
-    found = _MAC.match(line)
-    if found is None or not hmac.compare_digest(seal(key, found[1] + b"}"), found[3].decode()):
-        return None
-    previous = _PREVIOUS.match(line)
-    return Line(int(found[2]), found[3].decode(), previous[1].decode() if previous else "", msgspec.json.decode(line))
-
-
-def write_line(key: bytes, head: Head, entry: Entry) -> tuple[Head, bytes]:
-    """The line after `head`, with its end, and the new head."""
-    fields = {"n": head.n + 1, "prev": head.mac, **{name: value for name, value in entry._asdict().items() if value != ""}}
-    body = msgspec.json.encode(fields)
-    mac = seal(key, body)
-    return Head(head.n + 1, mac), b'%b,"mac":"%b"}\n' % (body[:-1], mac.encode())
-
-
-class Chain:
-    """The log of one home, to append to. Any number of processes may have one."""
-
-    def __init__(self, place: Place, *, segment_bytes: int = _SEGMENT_BYTES) -> None:
-        self._place = place
-        self._segment_bytes = segment_bytes
-        place.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        place.anchors.parent.mkdir(parents=True, exist_ok=True)
-        self._anchored_at = 0.0
-        with self._locked():
-            self._key = _key(place)
-
-    def append(self, entries: Sequence[Entry], *, anchor: bool = False) -> Head:
-        """Seals entries onto the chain and returns its head when they are on the disk.
-
-        Raises `OSError` with nothing written, `AuditError` where the log's end is not one of ours.
-        """
-        with self._locked():
-            segments = self._place.segments()
-            head, torn, size = _end(segments, self._key)
-            if torn:
-                digest = hashlib.sha256(torn).hexdigest()
-                entries = (Entry(time.time(), "torn", "audit", f"{len(torn)} bytes of a killed writer", digest), *entries)
-            lines = [b"\n"] if torn else []
-            first = head.n + 1
-            for entry in entries:
-                head, line = write_line(self._key, head, entry)
-                lines.append(line)
-            fresh = not segments or (size > self._segment_bytes and not torn)
-            path = self._place.folder / f"audit-{first:012d}.jsonl" if fresh else segments[-1]
-            _append(path, b"".join(lines))
-            if anchor or time.monotonic() - self._anchored_at > _ANCHOR_EVERY_S:
-                self._anchored_at = time.monotonic()
-                _append(self._place.anchors, msgspec.json.encode({"n": head.n, "mac": head.mac, "at": time.time()}) + b"\n")
-        return head
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        lock = os.open(self._place.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(lock)
 
 
 class Audit:
-    """Takes entries from the request path and appends them to the chain every 50 ms, in a thread."""
+    """Takes entries from the request path and appends them to the chain every 50 ms, in a thread; `flush` does so at once, in the caller's.
+
+    With `flush` as the ledger's `first`, and each request's entry appended before its ledger row, no row is ever there without its entry,
+    also after `kill -9`.
+    """
 
     def __init__(self, place: Place) -> None:
         self._chain = Chain(place)
         self._entries: list[Entry] = []
         self._stop = threading.Event()
+        self._writing = threading.Lock()
         self.append = self._entries.append
         self.failing = False
         self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
@@ -179,8 +42,13 @@ class Audit:
 
     def _run(self) -> None:
         while not self._stop.wait(_EVERY_S):
-            self._flush(anchor=False)
-        self._flush(anchor=True)
+            self.flush()
+        self.flush(anchor=True)
+
+    def flush(self, *, anchor: bool = False) -> None:
+        """Appends what is there now. Raises nothing: where it can't, `failing` says so and the entries wait."""
+        with self._writing:
+            self._flush(anchor=anchor)
 
     def _flush(self, *, anchor: bool) -> None:
         n = len(self._entries)
@@ -214,52 +82,4 @@ def _user() -> str:
         return f"uid {os.getuid()}"
 
 
-def _key(place: Place) -> bytes:
-    """The key of the seals, made with the log and never after: a new key would make all earlier lines look altered."""
-    try:
-        return bytes.fromhex(place.key.read_text().strip())
-    except FileNotFoundError:
-        if place.segments():
-            raise AuditError(f"{place.folder} has a log but its key {place.key} is gone: put the key back from the backup, or move "
-                             "the folder away to begin a new log") from None  # fmt: skip
-    key = secrets.token_bytes(32)
-    made = os.open(place.key, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(made, "w") as file:
-        file.write(key.hex() + "\n")
-    return key
-
-
-def _end(segments: Sequence[Path], key: bytes) -> tuple[Head, bytes, int]:
-    """The last line with a true seal, the bytes of a half line after the last whole one, and the last file's size."""
-    torn, size = b"", 0
-    for path in reversed(segments):
-        for most in _TAIL_BYTES:
-            with path.open("rb") as file:
-                end = file.seek(0, os.SEEK_END)
-                file.seek(max(0, end - most))
-                *lines, rest = file.read().split(b"\n")
-            for line in reversed(lines):
-                if found := read_line(key, line):
-                    return Head(found.n, found.mac), torn or rest, size or end
-        if lines:
-            raise AuditError(f"the end of {path} carries no seal of this home's key: `inhouse audit verify` says more; with the file "
-                             "moved away the log goes on from the one before it")  # fmt: skip
-        torn, size = rest, end  # a writer was killed in the first line of a new file
-    return Head(0, ""), torn, size
-
-
-def _append(path: Path, data: bytes) -> None:
-    """All of `data` at the end of a file, on the disk; or none of it, and `OSError`."""
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    try:
-        size = os.fstat(file).st_size
-        try:
-            rest = memoryview(data)
-            while rest:
-                rest = rest[os.write(file, rest) :]
-            os.fdatasync(file)
-        except OSError:
-            os.ftruncate(file, size)
-            raise
-    finally:
-        os.close(file)
+__all__ = ["Audit", "AuditError", "Entry", "Place", "note", "place_of"]

@@ -1,8 +1,11 @@
-"""The command `inhouse audit`: what the audit log is worth. Arguments in, text or JSON out."""
+"""The command `inhouse audit`: what the audit log is worth; and what puts the other commands' acts into it. Text or JSON out."""
 
+import functools
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -58,3 +61,34 @@ def verify_log(since: int, also: tuple[Path, ...], home: Path, *, as_json: bool)
         click.echo("ok" if report.ok else "NOT OK: put the log beside its backup and its anchors before anything else is written")
     if not report.ok:
         raise SystemExit(1)
+
+
+def noted(work: Callable[..., None]) -> Callable[..., None]:
+    """A command that changes something: who asked for what is in the audit log before it is done, and how it ended after.
+
+    Where the log can't be written nothing is done. Options go into the log: none may be a secret.
+    """
+
+    @functools.wraps(work)
+    def _noted(*, home: Path, **options: Any) -> None:
+        from routing.audit import AuditError, note
+
+        words = click.get_current_context().command_path.split()[1:]
+        told = [f"{name}={_word(value)}" for name, value in sorted(options.items()) if value not in (None, (), False)]
+        act = " ".join([*words, *told])
+        try:
+            note(home, act, "asked")
+        except (OSError, AuditError) as error:
+            raise click.ClickException(f"the audit log can't be written, so nothing was done: {error}") from error
+        outcome = "failed"
+        try:
+            work(home=home, **options)
+            outcome = "done"
+        finally:
+            note(home, act, outcome)
+
+    return _noted
+
+
+def _word(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

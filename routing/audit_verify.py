@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Engine, func, select
 
-from routing.audit import AuditError, Line, Place, read_line
+from routing.chain import AuditError, Line, Place, read_line
 from routing.store import LEDGER
 
 _WIDEST_GAP = 100_000  # numbers of a gap that are remembered

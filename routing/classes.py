@@ -65,8 +65,11 @@ class Labels(Protocol):
     def detected(self) -> Detected: ...
 
 
-def check_classes(document: Document, labels: Labels, zones_used: Sequence[tuple[str, str]]) -> None:
-    """Every name is known and used once. `zones_used` are zones of targets with where they stand. Raises `ConfigError`."""
+Used = Sequence[tuple[str, str]]  # names, each after where it stands
+
+
+def check_classes(document: Document, labels: Labels, *, zones_used: Used = (), classes_used: Used = ()) -> None:
+    """Every name is known and given once, those used elsewhere in the file too. Raises `ConfigError`."""
     zones = [zone.name for zone in labels.zones]
     classes = [one.name for one in labels.data_classes]
     if not classes:
@@ -80,12 +83,12 @@ def check_classes(document: Document, labels: Labels, zones_used: Sequence[tuple
     for where, zone in (*of_classes, *zones_used):
         if zone not in zones:
             raise document.error(where, f"no zone `{zone}`{nearest(zone, zones)}; zones are listed under `zones`")
-    for where, name in _classes_used(labels):
+    for where, name in (*_classes_named(labels), *classes_used):
         if name not in classes:
             raise document.error(where, f"no data class `{name}`{nearest(name, classes)}")
 
 
-def _classes_used(labels: Labels) -> Iterator[tuple[str, str]]:
+def _classes_named(labels: Labels) -> Iterator[tuple[str, str]]:
     yield "$.default_class", labels.default_class
     for kind in Detected.__struct_fields__:
         if name := getattr(labels.detected, kind):

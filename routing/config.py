@@ -3,14 +3,18 @@
 Read once by each worker, never in the request path. It checks itself against the catalog; it starts nothing.
 """
 
+import hashlib
 import math
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
+from routing.budgets import Budget, budgets_of
 from routing.classes import CLASSES, ONPREM, ZONES, DataClass, Detected, Zone, check_classes, check_reach
+from routing.providers import Hosted, Provider, check_providers
 from serving.catalog import Catalog, ConfigError, Document, Model, nearest
 
 SHIPPED = Path(__file__).parent / "routes.yaml"
@@ -32,7 +36,8 @@ class Candidate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A kind of work with a name. `examples` are what callers write; they teach `auto` to recognise it.
 
-    `polling` names the tools of its agents that are there to be called again and again: calling them is no loop.
+    `polling` names the tools of its agents that are there to be called again and again: calling them is no loop. `budgets` are what all
+    calls of the task together may use, as `5usd/day`.
     """
 
     name: str
@@ -41,6 +46,15 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     candidates: tuple[Candidate, ...]
     fallbacks: tuple[str, ...] = ()
     polling: tuple[str, ...] = ()
+    budgets: tuple[str, ...] = ()
+
+    def models(self) -> list[str]:
+        """Whoever may answer it, in the order of the file."""
+        return [*(candidate.model for candidate in self.candidates), *self.fallbacks]
+
+    def limits(self) -> tuple[Budget, ...]:
+        """What all calls of the task together may use."""
+        return budgets_of(self.budgets)
 
 
 class Cell(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -80,7 +94,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a bearer token opens in which `claim` is `value`, or is a list that has it. Team and classes as on a key."""
+    """What a bearer token opens in which `claim` is `value`, or a list that has it; the rest as on a key, budgets for each caller."""
 
     claim: str
     value: str
@@ -89,6 +103,7 @@ class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     models: tuple[str, ...] = ()
     default_class: str = ""
     max_class: str = ""
+    budgets: tuple[str, ...] = ()
 
 
 class Oidc(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -119,6 +134,7 @@ class Routes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     auto: Auto = Auto()
     limits: Limits = Limits()
     media_domains: tuple[str, ...] = ()
+    providers: tuple[Provider, ...] = ()
     zones: tuple[Zone, ...] = ZONES
     data_classes: tuple[DataClass, ...] = CLASSES
     default_class: str = "internal"
@@ -130,16 +146,22 @@ class Routes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class Site(NamedTuple):
-    """What the router knows of the house: its routes and the models they name, each with what it serves."""
+    """What the router knows of the house: its routes and the models they name. `version` is a digest of both files."""
 
     routes: Routes
     tasks: dict[str, Task]
     models: dict[str, Model]
     cells: tuple[Cell, ...]
+    hosted: dict[str, Hosted]
+    version: str
+
+    def names(self) -> list[str]:
+        """All models and adapters, ours and hosted ones."""
+        return [*self.models, *self.hosted]
 
     def serves(self, name: str) -> bool:
-        """Whether a model or adapter of that name is hosted."""
-        return name in self.models
+        """Whether a model or adapter of that name can be asked."""
+        return name in self.models or name in self.hosted
 
 
 def read_site(routes_path: Path, catalog: Catalog, *, models_port: int = MODELS_PORT) -> Site:
@@ -150,26 +172,27 @@ def read_site(routes_path: Path, catalog: Catalog, *, models_port: int = MODELS_
     document = Document(routes_path)
     routes = document.read(Routes)
     models = {name: model for model in catalog.models for name in (model.name, *(a.name for a in model.adapters))}
+    hosted = check_providers(document, routes.providers, models)
     tasks: dict[str, Task] = {}
     for i, task in enumerate(routes.tasks):
         if task.name in tasks or task.name == "auto" or not _NAME.fullmatch(task.name):
             raise document.error(f"$.tasks[{i}].name", f"`{task.name}` can't name a task: it is taken, it is `auto`, or it is not made "
                                  "of letters, digits, dot, dash and underscore, at most 63")  # fmt: skip
         tasks[task.name] = task
-        _check_task(document, i, task, models)
+        _check_task(document, i, task, {**models, **hosted})
     if routes.default_task not in tasks:
         raise document.error("$.default_task", f"no task `{routes.default_task}`{nearest(routes.default_task, tasks)}")
-    _check_cells(document, routes)
+    _check_places(document, routes)
     _check_numbers(document, routes)
     cells = routes.cells or (Cell(name="local", url=f"http://127.0.0.1:{models_port}"),)
-    check_classes(document, routes, [(f"$.cells[{i}].zone", cell.zone) for i, cell in enumerate(routes.cells)])
-    check_reach(document, routes, {name: {cell.zone for cell in cells} for name in tasks})  # every cell hosts every model
+    _check_labels(document, routes, tasks, hosted, {cell.zone for cell in cells})
     if routes.oidc is not None:
-        _check_oidc(document, routes.oidc, tasks, models)
-    return Site(routes, tasks, models, cells)
+        _check_oidc(document, routes.oidc, tasks, {**models, **hosted})
+    version = hashlib.sha256(routes_path.read_bytes() + msgspec.json.encode(catalog)).hexdigest()[:12]
+    return Site(routes, tasks, models, cells, hosted, version)
 
 
-def _check_task(document: Document, i: int, task: Task, models: dict[str, Model]) -> None:
+def _check_task(document: Document, i: int, task: Task, models: Collection[str]) -> None:
     at = f"$.tasks[{i}]"
     if not task.candidates:
         raise document.error(f"{at}.candidates", f"task `{task.name}` has no candidates; name at least one model")
@@ -180,17 +203,37 @@ def _check_task(document: Document, i: int, task: Task, models: dict[str, Model]
     for where, name in named:
         if name not in models:
             raise document.error(where, f"no model `{name}` in the catalog{nearest(name, models)}")
+    try:
+        task.limits()
+    except ValueError as error:
+        raise document.error(f"{at}.budgets", str(error)) from error
     if any(not example.strip() for example in task.examples):
         raise document.error(f"{at}.examples", "an example is empty; write what a caller would")
 
 
-def _check_cells(document: Document, routes: Routes) -> None:
-    for i, cell in enumerate(routes.cells):
-        found = _URL.fullmatch(cell.url)
+def _check_labels(document: Document, routes: Routes, tasks: dict[str, Task], hosted: dict[str, Hosted], ours: set[str]) -> None:
+    """Zones and classes are known, and every class can be answered somewhere. `ours` are the zones of the cells, which host all models."""
+    zones = [(f"$.{key}[{i}].zone", zone) for key, many in (("cells", [cell.zone for cell in routes.cells]),
+             ("providers", [provider.zone for provider in routes.providers])) for i, zone in enumerate(many)]  # fmt: skip
+    classes = [(f"$.oidc.grants[{i}].{key}", name) for i, grant in enumerate(routes.oidc.grants if routes.oidc else ())
+               for key in ("default_class", "max_class") if (name := getattr(grant, key))]  # fmt: skip
+    check_classes(document, routes, zones_used=zones, classes_used=classes)
+    reach = {name: [{hosted[model].provider.zone} if model in hosted else ours for model in task.models()] for name, task in tasks.items()}
+    check_reach(document, routes, {name: set().union(*those) for name, those in reach.items()})
+
+
+def _check_places(document: Document, routes: Routes) -> None:
+    """Cells and providers share their names: both are where an answer came from."""
+    names: set[str] = set()
+    places = [(f"$.cells[{i}]", one.name, one.url) for i, one in enumerate(routes.cells)]
+    places += [(f"$.providers[{i}]", one.name, one.url) for i, one in enumerate(routes.providers)]
+    for at, name, url in places:
+        found = _URL.fullmatch(url)
         if found is None or int(found[1] or 80) > 65535:
-            raise document.error(f"$.cells[{i}].url", f"`{cell.url}` is not an http:// or https:// address of host, port and path alone")
-        if cell.name in (other.name for other in routes.cells[:i]):
-            raise document.error(f"$.cells[{i}].name", f"the cell `{cell.name}` is there twice; give each its own name")
+            raise document.error(f"{at}.url", f"`{url}` is not an http:// or https:// address of host, port and path alone")
+        if name in names:
+            raise document.error(f"{at}.name", f"`{name}` is there twice; give each cell and provider its own name")
+        names.add(name)
 
 
 def _check_numbers(document: Document, routes: Routes) -> None:
@@ -202,7 +245,7 @@ def _check_numbers(document: Document, routes: Routes) -> None:
             raise document.error(f"$.auto.{key}", f"`{key}` is a share between 0 and 1")
 
 
-def _check_oidc(document: Document, oidc: Oidc, tasks: dict[str, Task], models: dict[str, Model]) -> None:
+def _check_oidc(document: Document, oidc: Oidc, tasks: dict[str, Task], models: Collection[str]) -> None:
     if not (oidc.issuer and oidc.audience and oidc.caller and oidc.grants):
         raise document.error("$.oidc", "`issuer`, `audience`, `caller` and at least one of `grants` must say something")
     if unsafe := [name for name in oidc.algorithms if name not in _SIGNATURES] or not oidc.algorithms:
@@ -215,6 +258,10 @@ def _check_oidc(document: Document, oidc: Oidc, tasks: dict[str, Task], models: 
             for name in named:
                 if name not in known and name != "*":
                     raise document.error(f"$.oidc.grants[{i}].{kind}s", f"no {kind} `{name}`{nearest(name, known)}")
+        try:
+            budgets_of(grant.budgets)
+        except ValueError as error:
+            raise document.error(f"$.oidc.grants[{i}].budgets", str(error)) from error
 
 
 def json_schema() -> dict[str, Any]:

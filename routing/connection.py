@@ -20,7 +20,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from routing.errors import BadRequest, HeadersTooLarge, Refusal, TooLarge, TooSlowToSend, Unavailable
-from routing.forward import Relay, Reply
+from routing.forward import Reply
+from routing.relay import Relay
 from routing.router import Request
 from routing.worker import Worker, refused
 
@@ -50,7 +51,6 @@ class Connection(HttpToolsProtocol):
         self.url = b""
         self._worker: Worker = app_state["worker"]
         self._worker.connections = self.connections
-        self._limits = self._worker.limits
         self._reading = ""  # the part of a request that the parser is in
         self._head_bytes = 0
         self._fields: dict[bytes, bytes] = {}
@@ -66,7 +66,7 @@ class Connection(HttpToolsProtocol):
     # what uvicorn's server and the transport call
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self._limits.connections_per_worker:
+        if len(self.connections) > self._worker.limits.connections_per_worker:
             self._refuse(Unavailable("too many connections; try again shortly", retry_after_s=1))
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -127,7 +127,7 @@ class Connection(HttpToolsProtocol):
         self._read("body")
         self._arrived = time.time(), time.monotonic()
         declared = self._fields.get(b"content-length", b"")
-        if declared.isdigit() and int(declared) > self._limits.body_bytes:
+        if declared.isdigit() and int(declared) > self._worker.limits.body_bytes:
             raise self._too_large(int(declared))
         if b"expect" in self._fields and not self.is_answering:
             self.transport.write(_CONTINUE)
@@ -135,7 +135,7 @@ class Connection(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         self._body.append(body)
         self._body_bytes += len(body)
-        if self._body_bytes > self._limits.body_bytes:
+        if self._body_bytes > self._worker.limits.body_bytes:
             raise self._too_large(self._body_bytes)
 
     def on_message_complete(self) -> None:
@@ -212,12 +212,16 @@ class Connection(HttpToolsProtocol):
     # ending what goes wrong
     def look_after(self, now: float) -> None:
         """Ends what has taken too long."""
-        waited, limits = now - self.since, self._limits
+        waited, limits = now - self.since, self._worker.limits
         if self.phase == "body" and waited > limits.body_timeout_s:
             self._refuse(TooSlowToSend("the request's body did not arrive in time; send it faster"))
         elif waited > {"idle": limits.keep_alive_timeout_s, "head": limits.header_timeout_s, "clogged": limits.idle_timeout_s,
                        "linger": _LINGER_S}.get(self.phase, waited):  # fmt: skip
             self.transport.abort()
+
+    def cut(self) -> None:
+        """Ends it at once."""
+        self.transport.abort()
 
     def _spoiled(self, refusal: Refusal) -> None:
         """What came makes no sense or is too much: no more is read. A request before it is answered still."""
@@ -256,9 +260,9 @@ class Connection(HttpToolsProtocol):
             self._enter(part)
 
     def _check_head(self, size: int) -> None:
-        if size > self._limits.header_bytes:
-            raise HeadersTooLarge(f"the headers are over {self._limits.header_bytes} bytes (`limits.header_bytes` in routes.yaml)")
+        if size > self._worker.limits.header_bytes:
+            raise HeadersTooLarge(f"the headers are over {self._worker.limits.header_bytes} bytes (`limits.header_bytes` in routes.yaml)")
 
     def _too_large(self, size: int) -> TooLarge:
-        most = self._limits.body_bytes
+        most = self._worker.limits.body_bytes
         return TooLarge(f"the body is {size} bytes or more; at most {most} are taken (`limits.body_bytes` in routes.yaml)")

@@ -61,8 +61,9 @@ def find(body: bytes, *, form: bool = False, others: Iterable[Detector] = ()) ->
         return NOTHING
     found = {UNREAD} if form else set()
     try:
-        for text in (form_text(body),) if form else (body.decode(), joined_parts(body)):
-            found |= _found_in(text, detectors)
+        found |= _found_in(form_text(body) if form else body.decode(), detectors)
+        if not form:
+            found |= _found_in(joined_parts(body), detectors)
     except Exception as error:  # whatever it was, the body was not looked at; the error's own words may quote it
         _LOG.error("a detector failed (%s): the request gets the highest class", type(error).__name__)
         found.add(FAILED)

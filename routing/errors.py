@@ -71,6 +71,8 @@ class BudgetExceeded(Refusal):
     type = "budget_exceeded"
     code = "budget_exceeded"
     anthropic_type = "billing_error"
+    scope = ""  # whose budget: run, caller, team or task
+    unit = ""
 
 
 class RunStopped(Refusal):

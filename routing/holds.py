@@ -34,7 +34,10 @@ class Account:
 
 
 class Ask(NamedTuple):
-    """A call that wants to be made: its worst case, against all these accounts or none. `max_tokens` is 0 where nothing is written."""
+    """A call that wants to be made: its worst case, against all these accounts or none; none of them twice.
+
+    `max_tokens` is for each of its answers, 0 where nothing is written.
+    """
 
     accounts: tuple[Account, ...]
     prompt_tokens: int
@@ -42,10 +45,15 @@ class Ask(NamedTuple):
     price: Price
     request_id: str
     attempt: int = 1
+    answers: int = 1
+
+    def worst(self, max_tokens: int) -> Charge:
+        """What it costs when every answer is as long as that."""
+        return self.price.charge(self.prompt_tokens, max_tokens * self.answers)
 
 
 class Hold:
-    """The right to make one call of at most `max_tokens` written tokens. It must be settled or released, once; again is harmless."""
+    """The right to make one call whose answers have at most `max_tokens` tokens each. Settle or release it, once; again is harmless."""
 
     __slots__ = ("_ask", "_dirty", "_open", "_since", "max_tokens", "worst")
 
@@ -56,6 +64,26 @@ class Hold:
         self._since = time.monotonic()
         self.max_tokens = max_tokens
         self.worst = worst
+
+    @property
+    def accounts(self) -> tuple[Account, ...]:
+        """The budgets that it is held from."""
+        return self._ask.accounts
+
+    @property
+    def prompt_tokens(self) -> int:
+        """The bound of what is read."""
+        return self._ask.prompt_tokens
+
+    @property
+    def answers(self) -> int:
+        """How many answers it is for."""
+        return self._ask.answers
+
+    @property
+    def asked_tokens(self) -> int:
+        """What was asked for each answer, of which `max_tokens` were granted."""
+        return self._ask.max_tokens
 
     def settle(self, prompt_tokens: int | None, completion_tokens: int | None, *, exact: bool) -> Charge:
         """Charges what the call used. Only exact counts give something back; without them the worst case is charged. Never raises."""
@@ -70,7 +98,7 @@ class Hold:
 
     def release(self) -> None:
         """The call was never sent: nothing is charged."""
-        self._close(_NOTHING)
+        self._close(NOTHING)
 
     def _close(self, charge: Charge) -> Charge:
         if self._open:
@@ -83,13 +111,13 @@ class Hold:
         return charge
 
 
-_NOTHING = Charge(0, 0, 0, 0, 0)
+NOTHING = Charge(0, 0, 0, 0, 0)
 
 
 def want_of(ask: Ask, least: int) -> Want:
     """An ask for the database. What this worker has of its own is taken at once, so that no other call takes it meanwhile."""
-    worst = ask.price.charge(ask.prompt_tokens, ask.max_tokens)
-    linear = ask.price.linear(ask.prompt_tokens)
+    worst = ask.worst(ask.max_tokens)
+    linear = ask.price.linear(ask.prompt_tokens, ask.answers)
     parts = []
     for account in ask.accounts:
         number = worst[account.unit]

@@ -132,6 +132,7 @@ class KeyRing:
         self._connection = engine.connect() if engine.dialect.name == "sqlite" else None  # `data_version` counts for one connection
         self._lock = threading.Lock()
         self._callers: dict[bytes, Caller] = {}
+        self._teams: dict[str, tuple[Budget, ...]] = {}
         self._version: int | None = None
         self._state: Any = None
         self._asked_at = 0.0
@@ -158,7 +159,12 @@ class KeyRing:
         teams = {row.name: _budgets(row.limits) for row in connection.execute(select(TEAMS))}
         rows = connection.execute(select(KEYS).where(KEYS.c.revoked_at.is_(None))).mappings().all()
         self._callers = {bytes.fromhex(row["hash"]): _caller(row, teams) for row in rows}
+        self._teams = teams
         self._state = state
+
+    def team_limits(self, team: str) -> tuple[Budget, ...]:
+        """What all callers of a team together may use; nothing of a team that is not there."""
+        return self._teams.get(team, ())
 
     def _may_look(self) -> bool:
         """Whether an unknown key is worth a look: strangers get 50 a second, at 20 us each, and must not keep new keys waiting."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from routing.audit_cli import noted
 from routing.cli import HOME, JSON, date, print_table, seconds, store_of
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def keys() -> None:
 @_BUDGET
 @HOME
 @JSON
+@noted
 def create_key(name: str, tasks: tuple[str, ...], models: tuple[str, ...], expires: str | None, home: Path, *, as_json: bool,
                **allowed: Any) -> None:  # fmt: skip
     """Make a key for NAME and print it: the only time that it is shown.
@@ -84,6 +86,7 @@ def list_keys(home: Path, *, as_json: bool) -> None:
 @click.argument("key_id", metavar="ID")
 @click.option("--overlap", metavar="TIME", help="How long the old key still works: 12h, 1d. Without it: it ends now.")
 @HOME
+@noted
 def rotate_key(key_id: str, overlap: str | None, home: Path) -> None:
     """Print a new key in the place of the one with this ID: same caller, same budgets, what was spent stays spent.
 
@@ -100,6 +103,7 @@ def rotate_key(key_id: str, overlap: str | None, home: Path) -> None:
 @keys.command("revoke")
 @click.argument("key_id", metavar="ID")
 @HOME
+@noted
 def revoke_key(key_id: str, home: Path) -> None:
     """End the key with this ID (`inhouse keys list` shows it). Every router stops taking it within two seconds.
 
@@ -119,6 +123,7 @@ def revoke_key(key_id: str, home: Path) -> None:
 @_CLASSES[1]
 @_BUDGET
 @HOME
+@noted
 def set_caller(name: str, home: Path, **allowed: Any) -> None:
     """Change team, classes or budgets of the caller NAME, for all of its keys. Budgets that are given replace all it had.
 
@@ -148,6 +153,7 @@ def teams() -> None:
 @click.argument("name")
 @_BUDGET
 @HOME
+@noted
 def create_team(name: str, limits: tuple[str, ...], home: Path) -> None:
     """Make the team NAME.
 
@@ -164,6 +170,7 @@ def create_team(name: str, limits: tuple[str, ...], home: Path) -> None:
 @click.argument("name")
 @_BUDGET
 @HOME
+@noted
 def set_team(name: str, limits: tuple[str, ...], home: Path) -> None:
     """Replace the budgets of the team NAME; what it has spent stays spent. Without any it has none.
 

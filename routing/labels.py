@@ -56,11 +56,11 @@ def class_of(ladder: Ladder, *, declared: bytes, default: str, found: Collection
     return label
 
 
-def check_class(ladder: Ladder, label: str, *, highest: str) -> None:
-    """Whether a caller may send data of this class; an empty `highest` is no bound, an unknown one bars all. Raises `Denied`."""
-    if highest and ladder.higher(label, highest) != highest:
-        raise Denied(f"the request is of class `{label}` and this key may send up to `{highest}`; take out what is sensitive or ask for a "
-                     "key that may", code="data_class")  # fmt: skip
+def check_class(ladder: Ladder, label: str, *, max_class: str) -> None:
+    """Whether a caller may send data of this class; an empty `max_class` is no bound, an unknown one bars all. Raises `Denied`."""
+    if max_class and ladder.higher(label, max_class) != max_class:
+        raise Denied(f"the request is of class `{label}` and this key may send up to `{max_class}`; take out what is sensitive or ask for "
+                     "a key that may", code="data_class")  # fmt: skip
 
 
 def may_go(ladder: Ladder, label: str, zone: str) -> bool:

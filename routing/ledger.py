@@ -54,9 +54,15 @@ _MOST_ROWS = 512  # in one statement: 12,288 values; SQLite takes 32,766, Postgr
 
 
 class Ledger:
-    """Takes rows from the request path and writes them. `also` is called with each written batch, off the request path too."""
+    """Takes rows from the request path and writes them. `first` is called before each batch, `also` with it after, off the request path.
 
-    def __init__(self, engine: Engine, also: Callable[[Sequence[Row]], None] = lambda rows: None) -> None:
+    `first` is where the audit log is written: a row whose audit entry was appended before it is never in the database without it.
+    """
+
+    def __init__(
+        self, engine: Engine, also: Callable[[Sequence[Row]], None] = lambda rows: None, first: Callable[[], None] = lambda: None
+    ) -> None:
+        self._first = first
         self._engine = engine
         self._also = also
         self._mark = "?" if engine.dialect.paramstyle == "qmark" else "%s"
@@ -84,6 +90,7 @@ class Ledger:
         if not n:
             return
         rows = self._rows[:n]
+        self._first()
         try:
             written = self._write(rows)
         except (SQLAlchemyError, sqlite3.Error) as error:

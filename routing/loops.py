@@ -66,7 +66,7 @@ def find_loop(body: bytes, polling: Collection[str] = (), *, patience: int = 0) 
     A body with neither tool steps nor three answers costs a search through its bytes. `patience` is how many repeats more than usual
     are let be: what a person gives a run that was stopped and goes on.
     """
-    if body.count(b'"assistant"') < _REPEATS and body.count(b"call") < 2 * _REPEATS and body.count(b'"tool_result"') < _REPEATS:
+    if body.count(b'"assistant"') < _REPEATS and body.count(b"_call") < _REPEATS and body.count(b'"tool_result"') < _REPEATS:
         return None
     try:
         document = _decode(body)
@@ -179,7 +179,8 @@ def _about_steps(steps: Sequence[Step], patience: int) -> Iterator[Finding]:
     elif (times := seen.count(seen[-1])) >= _REPEATS + patience:  # after other steps it may have had reason to: it is told, not stopped
         yield Finding("repeated_call", f"{tool} with the same arguments and result {times} times", "warn")
     if last.failed and (times := _failures(steps, last)) >= _REPEATS + patience:
-        yield _finding("repeated_error", f"{tool} failed {times} times in a row with the same kind of error", times - patience)
+        is_stuck = all(step.failed == last.failed for step in steps[-_IDLE_STEPS - patience :]) and len(steps) >= _IDLE_STEPS + patience
+        yield Finding("repeated_error", f"{tool} failed {times} times in a row with the same kind of error", "stop" if is_stuck else "warn")
     idle = len(seen) - 1 - seen.index(len(numbers) - 1)  # steps are numbered as they first come: the highest is the newest
     if idle >= _IDLE_STEPS + patience:
         yield Finding("no_progress", f"{idle} tool calls brought nothing new", "stop" if idle >= 2 * _IDLE_STEPS + patience else "warn")
@@ -201,7 +202,7 @@ def _about_answers(talk: Conversation, patience: int) -> Iterator[Finding]:
         yield _finding("repeated_answer", f"the same answer {times} times in a row", times - patience)
 
 
-def _finding(kind: Literal["repeated_call", "repeated_answer", "repeated_error"], detail: str, times: int) -> Finding:
+def _finding(kind: Literal["repeated_call", "repeated_answer"], detail: str, times: int) -> Finding:
     return Finding(kind, detail, "stop" if times >= _REPEATS + _STUBBORN else "warn")
 
 
@@ -223,7 +224,10 @@ def _cycle(seen: Sequence[Any], what: str, patience: int) -> Finding | None:
 
 
 def _failures(steps: Sequence[Step], last: Step) -> int:
-    """How often the last step's tool has failed in this way since it did anything else."""
+    """How often the last step's tool has failed in this way since it did anything else; other tools may have worked in between.
+
+    Then it is told and never stopped: tests fail in the same way again and again while somebody mends the code.
+    """
     times = 0
     for step in reversed(steps):
         if step.tool == last.tool:

@@ -44,38 +44,42 @@ class Metrics:
                            multiprocess_mode="livemin")  # fmt: skip
 
     def observe(self, rows: Sequence[Row]) -> None:
-        """Counts a batch of ledger rows."""
-        attempts = Tally((row.task, row.model, row.status) for row in rows)
-        for (task, model, status), n in attempts.items():
-            self._attempts.labels(task, model, status).inc(n)
-        tokens: Tally[tuple[str, str]] = Tally()
+        """Counts a batch of ledger rows: sums first, as each counter is a write into a shared file."""
+        attempts: Tally[tuple[str, str, int]] = Tally()
+        refusals: Tally[tuple[str, str]] = Tally()
         answered: dict[tuple[str, str], list[Row]] = {}
+        sums: dict[tuple[str, str], list[int]] = {}  # of a team and a model: tokens read, written, nano-USD, GPU ms
         for row in rows:
-            tokens[row.model, "prompt"] += row.prompt_tokens or 0
-            tokens[row.model, "completion"] += row.completion_tokens or 0
-            if row.status < 400:
-                answered.setdefault((row.task, row.model), []).append(row)
-        for (model, kind), n in tokens.items():
+            task, model, status = row.task, row.model, row.status
+            attempts[task, model, status] += 1
+            if not row.attempt:
+                refusals[row.error, task] += 1
+            elif status < 400:
+                answered.setdefault((task, model), []).append(row)
+            total = sums.get((row.team, model)) or sums.setdefault((row.team, model), [0, 0, 0, 0])
+            total[0] += row.prompt_tokens or 0
+            total[1] += row.completion_tokens or 0
+            total[2] += row.cost_nanousd
+            total[3] += row.gpu_ms
+        for labels, n in attempts.items():
+            self._attempts.labels(*labels).inc(n)
+        for (error, task), n in refusals.items():
+            self._refusals.labels(self._few["code"].of(error), task).inc(n)
+        for (team, model), total in sums.items():
+            self._add(self._few["team"].of(team), model, total)
+        for names, those in answered.items():
+            _observe(self._total.labels(*names), [row.total_ms / 1e3 for row in those])
+            _observe(self._ttft.labels(*names), [row.ttft_ms / 1e3 for row in those if row.ttft_ms is not None])
+
+    def _add(self, team: str, model: str, total: Sequence[int]) -> None:
+        read, written, nanousd, gpu_ms = total
+        for kind, n in (("prompt", read), ("completion", written)):
             if n:
                 self._tokens.labels(model, kind).inc(n)
-        self._observe_costs(rows)
-        for labels, those in answered.items():
-            _observe(self._total.labels(*labels), [row.total_ms / 1e3 for row in those])
-            _observe(self._ttft.labels(*labels), [row.ttft_ms / 1e3 for row in those if row.ttft_ms is not None])
-
-    def _observe_costs(self, rows: Sequence[Row]) -> None:
-        code, team = self._few["code"].of, self._few["team"].of
-        for (error, task), n in Tally((row.error, row.task) for row in rows if not row.attempt).items():
-            self._refusals.labels(code(error), task).inc(n)
-        cost: Tally[tuple[str, str]] = Tally()
-        gpu: Tally[tuple[str, str]] = Tally()
-        for row in rows:
-            cost[row.team, row.model] += row.cost_nanousd
-            gpu[row.team, row.model] += row.gpu_ms
-        for counter, sums, scale in ((self._cost, cost, 1e9), (self._gpu, gpu, 1e3)):
-            for (name, model), n in sums.items():
-                if n > 0:
-                    counter.labels(team(name), model).inc(n / scale)
+        if nanousd > 0:
+            self._cost.labels(team, model).inc(nanousd / 1e9)
+        if gpu_ms > 0:
+            self._gpu.labels(team, model).inc(gpu_ms / 1e3)
 
     def budget_refused(self, scope: str, unit: str) -> None:
         """A budget of that scope (run, caller, team, task) had too little left of that unit."""

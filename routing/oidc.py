@@ -13,9 +13,11 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import msgspec
 
+from routing.budgets import Budget, budgets_of
 from routing.config import Grant, Oidc
 from routing.errors import Unauthorized
 from routing.keys import Caller
@@ -55,10 +57,9 @@ def fetch_through(pool: Pool, jwks: str) -> Fetch:
 
 
 async def _get(pool: Pool, url: str) -> bytes:
-    origin = Origin.of(url)
-    query = url.partition("?")[2]
-    path = f"{origin.prefix or '/'}{f'?{query}' if query else ''}"
-    request = f"GET {path} HTTP/1.1\r\nhost: {origin.authority}\r\naccept: application/json\r\n\r\n".encode()
+    origin, parts = Origin.of(url), urlsplit(url)
+    query = f"?{parts.query}" if parts.query else ""
+    request = f"GET {parts.path or '/'}{query} HTTP/1.1\r\nhost: {origin.authority}\r\naccept: application/json\r\n\r\n".encode()
     answer = await pool.send(origin, request, _TIMEOUTS)
     try:
         body = await answer.body(_KEYS_BYTES)
@@ -70,9 +71,16 @@ async def _get(pool: Pool, url: str) -> bytes:
 
 
 class Tokens:
-    """One worker's view of the issuer. `refresh` must be called once before the first request, and every second after."""
+    """One worker's view of the issuer. `refresh` must be called once before the first request, and every second after.
 
-    def __init__(self, oidc: Oidc, fetch: Fetch, *, clock: Callable[[], float] = time.monotonic) -> None:
+    `team_limits` is asked for the budgets of a caller's team, at every request: they change without the token.
+    """
+
+    def __init__(
+        self, oidc: Oidc, fetch: Fetch, *, team_limits: Callable[[str], tuple[Budget, ...]] = lambda team: (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        self._team_limits = team_limits
         self._oidc = oidc
         self._fetch = fetch
         self._clock = clock
@@ -99,14 +107,14 @@ class Tokens:
                             type(error).__name__, len(self._keys))  # fmt: skip
 
     async def identify(self, token: bytes) -> Caller:
-        """Whose token this is. Raises `Unauthorized`, which says what is wrong with it but nothing of the keys."""
+        """Whose token this is; the same object while nothing changes. Raises `Unauthorized`, which says nothing of the keys."""
         digest = hashlib.sha256(token).digest()
-        caller = self._callers.get(digest)
-        if caller is None:
-            caller = await self._verified(token)
-            self._callers[digest] = caller
-            if len(self._callers) > _KEPT_TOKENS:
-                self._callers.popitem(last=False)
+        caller = self._callers.get(digest) or await self._verified(token)
+        if caller.team_limits != (limits := self._team_limits(caller.team)):
+            caller = caller._replace(team_limits=limits)
+        self._callers[digest] = caller
+        if len(self._callers) > _KEPT_TOKENS:
+            self._callers.popitem(last=False)
         if caller.expires_at < time.time():
             raise Unauthorized(f"this token has expired; {_DO}")
         return caller
@@ -190,8 +198,9 @@ def caller_of(oidc: Oidc, claims: Mapping[str, Any]) -> Caller:
         raise Unauthorized(f"the token's `{oidc.caller}` can't name a caller: it must be letters, digits and . _ @ : | + / -, at most 128")
     for grant in oidc.grants:
         if _fits(grant, claims):
-            return Caller("oidc", f"oidc/{name}", frozenset(grant.tasks), frozenset(grant.models), float(claims["exp"]) + _LEEWAY_S,
-                          team=grant.team, default_class=grant.default_class, max_class=grant.max_class)  # fmt: skip
+            return Caller(f"oidc/{name}", f"oidc/{name}", frozenset(grant.tasks), frozenset(grant.models), float(claims["exp"]) + _LEEWAY_S,
+                          team=grant.team, default_class=grant.default_class, max_class=grant.max_class,
+                          limits=budgets_of(grant.budgets))  # fmt: skip
     raise Unauthorized("this token opens nothing here: ask the administrator for a grant (`oidc.grants` in routes.yaml)")
 
 

@@ -3,10 +3,10 @@
 Asks the ledger, so it belongs into a background task of a worker, not on the request path.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from sqlalchemy import Engine, Float, cast, func, select
+from sqlalchemy import BigInteger, Engine, Float, cast, func, select
 
 from routing.loops import Finding
 from routing.store import LEDGER
@@ -38,6 +38,19 @@ def paces(engine: Engine, since: float) -> dict[str, Pace]:
         for task, cost, seconds in connection.execute(query):
             found.setdefault(task, []).append(per_minute(cost, seconds))
     return {task: pace_of(those) for task, those in found.items()}
+
+
+def hasty_runs(engine: Engine, known: Mapping[str, Pace], since: float) -> dict[str, Finding]:
+    """The runs with calls since then that spend far faster than others of their task, by id."""
+    recent = select(_C.run_id).where(_C.at >= since, _C.run_id != "").distinct()
+    query = (
+        select(_C.run_id, _C.task, cast(func.sum(_C.cost_nanousd), BigInteger), cast(func.max(_C.at) - func.min(_C.at), Float))
+        .where(_C.run_id.in_(recent))
+        .group_by(_C.run_id, _C.task)
+    )
+    with engine.connect() as connection:
+        found = ((run_id, spend_velocity(known.get(task), cost, span_s)) for run_id, task, cost, span_s in connection.execute(query))
+        return {run_id: finding for run_id, finding in found if finding is not None}
 
 
 def pace_of(per_minute: Sequence[float]) -> Pace:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import cedarpy
 
@@ -51,7 +51,7 @@ class Verdict(NamedTuple):
     code: str = Denied.code
 
     def refusal(self) -> Denied:
-        """The refusal that a caller gets."""
+        """The refusal that a caller gets; of an `ask`, where nobody is asked."""
         return Denied(f"policy {' and '.join(f'`{rule}`' for rule in self.rules) or 'error'}: {self.says}", code=self.code)
 
 
@@ -64,6 +64,10 @@ class Rule(NamedTuple):
     says: str
     code: str
     needs_approval: bool
+
+
+_MILDNESS = {"allow": 0, "ask": 1, "refuse": 2}
+_NOWHERE = Verdict("refuse", (), "there is no model that could answer")
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ class Policy:
         if liftable:
             lifted, reasons = self._ask_cedar(about._replace(approved=True), model, zone)
             if lifted:
-                return Verdict("ask", tuple(rule.id for rule in liftable), liftable[0].says)
+                return Verdict("ask", tuple(rule.id for rule in liftable), liftable[0].says, "approval_required")
         if reasons is None:
             return Verdict("refuse", (), "the policies could not be evaluated; the router's log says why")
         final = reasons or [rule for rule in self.rules.values() if rule.permits]
@@ -129,6 +133,36 @@ class Policy:
             _entity("Caller", about.caller, [about.team], parent="Team", attrs=opens),
             _entity("Target", model, attrs={"model": model, "zone": zone, "teams": teams}),
         ]
+
+
+class Target(Protocol):
+    """Whatever can answer: the model's name and the zone that it is in."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def zone(self) -> str: ...
+
+
+T = TypeVar("T", bound=Target)
+
+
+def permitted(policy: Policy, about: About, targets: Iterable[T]) -> tuple[list[T], Verdict]:
+    """Those of the targets that a request may go to, in their order, and the verdict: the mildest over all targets.
+
+    Where none is left, `ask` says that a person could open one; else it is a refusal in the words that belong to the first target.
+    """
+    found: list[T] = []
+    verdicts: list[Verdict] = []
+    for target in targets:
+        verdict = policy.decide(about, target.model, target.zone)
+        if verdict.outcome == "allow" and may_go(policy.ladder, about.data_class, target.zone):
+            found.append(target)
+        elif verdict.outcome == "allow":
+            verdict = Verdict("refuse", ("zones",), f"data of class `{about.data_class}` may not go where the model is", "residency")
+        verdicts.append(verdict)
+    mildest = min(verdicts, key=lambda verdict: _MILDNESS[verdict.outcome], default=_NOWHERE)
+    return found, mildest
 
 
 def may_leave(policy: Policy, about: About, *, model: str, zone: str) -> bool:

@@ -4,6 +4,7 @@ All amounts are whole numbers and round up, by less than one nano-USD and one GP
 """
 
 import math
+import re
 from typing import NamedTuple
 
 import msgspec
@@ -12,9 +13,11 @@ from serving.catalog import Model
 
 _MILLION = 1_000_000
 _SLOW_TOKENS_PER_S = 10  # by this a GPU-hour price reserves where no throughput was measured; a slower call is charged no more
+_new = tuple.__new__  # a third of the time that a named tuple's own takes, twice a request
 TEMPLATE_TOKENS = 1024  # what a chat template may add of its own: system prompt, tool instructions, today's date
 MEDIA_TOKENS = 16_384  # an image, sound or video; Qwen2.5-VL's largest image is 12,845,056 pixels / 28^2
 _MEDIA = (b'"image_url"', b'"input_audio"', b'"audio_url"', b'"video_url"', b'"image"', b'"file"', b'"input_image"', b'"input_file"')
+_MAYBE_MEDIA = re.compile(rb'"(?:image|input_|audio|video|file)')  # how each of them begins: one search instead of eleven
 _MEDIA_LISTS = (b'"images"', b'"audio"', b'"videos"')
 
 
@@ -43,13 +46,13 @@ class Price(NamedTuple):
     def charge(self, prompt_tokens: int, completion_tokens: int) -> Charge:
         """What so many tokens cost."""
         tokens = prompt_tokens + completion_tokens
-        return Charge(-(-(prompt_tokens * self.prompt + completion_tokens * self.completion) // _MILLION), tokens,
-                      -(-tokens * self.gpu_ns // _MILLION), 1, 1)  # fmt: skip
+        return _new(Charge, (-(-(prompt_tokens * self.prompt + completion_tokens * self.completion) // _MILLION), tokens,
+                             -(-tokens * self.gpu_ns // _MILLION), 1, 1))  # fmt: skip
 
-    def linear(self, prompt_tokens: int) -> tuple[tuple[int, int, int], ...]:
-        """The same as (fixed, per written token, scale) in the order of `Charge`: an amount is (fixed + tokens x per) / scale, or more."""
-        return ((prompt_tokens * self.prompt, self.completion, _MILLION), (prompt_tokens, 1, 1),
-                (prompt_tokens * self.gpu_ns, self.gpu_ns, _MILLION), (1, 0, 1), (1, 0, 1))  # fmt: skip
+    def linear(self, prompt_tokens: int, answers: int) -> tuple[tuple[int, int, int], ...]:
+        """The same as (fixed, per token of all answers, scale) as `Charge` has them: (fixed + tokens x per) / scale, rounded up."""
+        return ((prompt_tokens * self.prompt, answers * self.completion, _MILLION), (prompt_tokens, answers, 1),
+                (prompt_tokens * self.gpu_ns, answers * self.gpu_ns, _MILLION), (1, 0, 1), (1, 0, 1))  # fmt: skip
 
     def wall(self, worst: Charge, seconds: float) -> Charge:
         """What a call that took so long costs, never more than what was reserved for it."""
@@ -92,8 +95,10 @@ def prompt_bound(body: bytes) -> int:
     Not covered by the proof: media, which count as `MEDIA_TOKENS` each whatever their size, and tokenizers that first normalise text into
     something longer (NFKC: rare characters, up to 11 times). The engine's own `max_model_len` holds in any case: take the lesser of both.
     """
-    if b"\\u" in body:  # an escape could spell a key
+    if b"\\" in body and b"\\u" in body:  # an escape could spell a key
         body = msgspec.json.encode(msgspec.json.decode(body))
+    if _MAYBE_MEDIA.search(body) is None:
+        return len(body) + TEMPLATE_TOKENS
     parts = sum(map(body.count, _MEDIA))
     if any(name in body for name in _MEDIA_LISTS):
         parts += body.count(b",") + 1

@@ -101,13 +101,12 @@ def _plain(found: re.Match[str]) -> str:
 
 
 def joined_parts(body: bytes) -> str:
-    """The texts of messages that come in several parts, each message's put together without a gap: a value may be cut in two."""
-    try:
-        document = _decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return ""
+    """The texts of messages that come in several parts, each message's put together without a gap: a value may be cut in two.
+
+    Raises `msgspec.DecodeError` for what is no JSON, and for numbers beyond any float, which other readers take.
+    """
     found = []
-    todo: list[Any] = [document]
+    todo: list[Any] = [_decode(body)]
     while todo:
         value = todo.pop()
         if isinstance(value, list):
@@ -179,7 +178,7 @@ class _Reader:
         if len(blob) >= _BINARY_CHARS:
             if len(set(blob)) <= _DIGITS:  # a ruler, or a number
                 return found[0]
-            if not any(len(one.text) > _BINARY_CHARS // 4 for one in _texts_in(blob[:_BINARY_CHARS])):
+            if not _opens_with_text(blob):
                 self.has_unread = True
                 return ""
         blobs.append(blob)
@@ -204,22 +203,34 @@ class _Said(NamedTuple):
     is_whole: bool
 
 
-def _texts_in(blob: str) -> Iterator[_Said]:
-    """What an encoded text says, wherever its first letter is; nothing where it says nothing readable."""
+def _decodings(blob: str) -> Iterator[bytes]:
+    """What an encoded text decodes to, as hex where it can be that, and as base64 wherever its first letter is."""
     if _HEX.fullmatch(blob):
-        yield from _said(bytes.fromhex(blob))
+        yield bytes.fromhex(blob).replace(b"\0", b"")  # NUL is in UTF-16 of plain text
     standard = blob.translate(_URL_SAFE)
     for start in range(4):
         encoded = standard[start:]
         padded = encoded[: len(encoded) // 4 * 4] if len(encoded) % 4 == 1 else encoded + "=" * (-len(encoded) % 4)
-        for one in _said(binascii.a2b_base64(padded)):
-            yield one
-            if one.is_whole and start == 0:
-                return
+        yield binascii.a2b_base64(padded).replace(b"\0", b"")
+
+
+def _texts_in(blob: str) -> Iterator[_Said]:
+    """What an encoded text says; nothing where it says nothing readable."""
+    for data in _decodings(blob):
+        yield from _said(data)
+
+
+def _opens_with_text(blob: str) -> bool:
+    """Whether an encoding begins with text, which may be cut in the middle of a letter."""
+    for data in _decodings(blob[:_BINARY_CHARS]):
+        if _PRINTABLE.fullmatch(data) and len(data.decode(errors="ignore").encode()) > len(data) - 4:
+            return True
+        if sum(map(len, _ASCII_RUN.findall(data))) > _BINARY_CHARS // 4:
+            return True
+    return False
 
 
 def _said(data: bytes) -> Iterator[_Said]:
-    data = data.replace(b"\0", b"")  # UTF-16 of plain text
     if _PRINTABLE.fullmatch(data):
         try:
             yield _Said(data.decode(), is_whole=True)

@@ -27,7 +27,7 @@ _FORM_FIELD = re.compile(rb'name="(model|stream)"\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\
 class Endpoint(NamedTuple):
     """A path that callers may POST to: whose dialect it speaks, whether `usage` must be asked for, whether it is a form.
 
-    `media_lists` says that it takes lists of URLs, under keys that do not say so.
+    `media_lists` says that it takes lists of URLs, under keys that do not say so; `is_free` that no model runs for it.
     """
 
     path: str
@@ -35,6 +35,7 @@ class Endpoint(NamedTuple):
     usage_on_request: bool = False
     form: bool = False
     media_lists: bool = False
+    is_free: bool = False
 
 
 ENDPOINTS = {
@@ -43,17 +44,17 @@ ENDPOINTS = {
         Endpoint("/v1/chat/completions", usage_on_request=True),
         Endpoint("/v1/completions", usage_on_request=True),
         Endpoint("/v1/messages", "anthropic"),
-        Endpoint("/v1/messages/count_tokens", "anthropic"),
+        Endpoint("/v1/messages/count_tokens", "anthropic", is_free=True),
         Endpoint("/v1/responses", "responses"),
+        *(Endpoint(f"/v1/{name}") for name in ("chat/completions/batch", "embeddings", "rerank", "score")),
         *(
-            Endpoint(f"/v1/{name}")
+            Endpoint(f"/v1/{name}", is_free=True)
             for name in (
-                "chat/completions/batch", "chat/completions/render", "chat/completions/derender", "completions/render",
-                "completions/derender", "responses/render", "embeddings", "rerank", "score",
+                "chat/completions/render", "chat/completions/derender", "completions/render", "completions/derender", "responses/render",
             )
         ),
         Endpoint("/v1/systemone", media_lists=True),
-        Endpoint("/v1/messages/render", "anthropic"),
+        Endpoint("/v1/messages/render", "anthropic", is_free=True),
         Endpoint("/v1/audio/transcriptions", form=True),
         Endpoint("/v1/audio/translations", form=True),
     )

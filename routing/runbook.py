@@ -6,6 +6,7 @@
 import asyncio
 import math
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from sqlalchemy import Engine, select
@@ -30,6 +31,12 @@ class Run(NamedTuple):
     accounts: tuple[Account, ...]
     deadline: float
     public_id: str
+    raised: int = 0
+
+    @property
+    def root(self) -> str:
+        """The run at the top of its tree, whose data class is that of all."""
+        return self.line[-1]
 
 
 class RunBook:
@@ -41,6 +48,7 @@ class RunBook:
         self._signer = Signer(engine)
         self._runs: dict[str, Run] = {}
         self._version = -1
+        self._classes: dict[str, str] = {}  # of the runs at the top
         self.killed: dict[str, str] = {}  # of the runs that are known here, those that were stopped: why
         self.refresh()
 
@@ -94,6 +102,15 @@ class RunBook:
         await asyncio.to_thread(self.refresh)
         return await self.show(given, caller)
 
+    def class_of(self, run: Run) -> str:
+        """The highest data class seen in the run's tree so far, as of the last look; empty where none was."""
+        return self._classes.get(run.root, "")
+
+    async def raise_class(self, run: Run, higher: Callable[[str], str]) -> None:
+        """Raises the data class of the run's tree. When this returns, it is known to every worker that looks before it answers."""
+        await asyncio.to_thread(runs.raise_class, self._engine, run.root, higher)
+        await asyncio.to_thread(self.refresh)
+
     async def stop_for(self, run: Run, reason: str) -> None:
         """Stops a run for a reason of the router's own, as a loop that was found."""
         await asyncio.to_thread(runs.stop_run, self._engine, run.id, reason)
@@ -106,15 +123,17 @@ class RunBook:
         if version == self._version:
             return
         known = list(self._runs.items())
-        asked = select(RUNS.c.id, RUNS.c.state, RUNS.c.reason, RUNS.c.deadline).where(RUNS.c.id.in_([run.id for _, run in known]))
+        ids = {one for _, run in known for one in (run.id, run.root)}
+        asked = select(RUNS.c.id, RUNS.c.state, RUNS.c.reason, RUNS.c.deadline, RUNS.c.data_class, RUNS.c.raised).where(RUNS.c.id.in_(ids))
         with self._engine.connect() as connection:
             rows = {row.id: row for row in connection.execute(asked)}
         self._version = version
         self.killed = {row.id: row.reason for row in rows.values() if row.state != "open"}
+        self._classes = {row.id: row.data_class for row in rows.values()}
         for given, run in known:
-            deadline = rows[run.id].deadline or math.inf
-            if deadline != run.deadline:
-                self._runs[given] = run._replace(deadline=deadline)
+            deadline, raised = rows[run.id].deadline or math.inf, rows[run.id].raised
+            if (deadline, raised) != (run.deadline, run.raised):
+                self._runs[given] = run._replace(deadline=deadline, raised=raised)
 
     def _line(self, run_id: str) -> tuple[int, list[Stored]]:
         version = runs.changes_of(self._engine)
@@ -126,7 +145,9 @@ class RunBook:
         run = line[0]
         while len(self._runs) >= _KNOWN:
             del self._runs[next(iter(self._runs))]
-        self._runs[given] = Run(run.id, run.caller, tuple(one.id for one in line), accounts, run.deadline or math.inf, given)
+        self._runs[given] = Run(run.id, run.caller, tuple(one.id for one in line), accounts, run.deadline or math.inf, given,
+                                run.raised)  # fmt: skip
+        self._classes[line[-1].id] = line[-1].data_class
         if run.state != "open":
             self.killed[run.id] = run.reason
 

@@ -8,7 +8,7 @@ import hmac
 import json
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any, NamedTuple
 
@@ -66,6 +66,8 @@ class Stored(NamedTuple):
     deadline: float | None
     depth: int
     fanout: int
+    data_class: str = ""
+    raised: int = 0
 
 
 def read_new_run(body: bytes) -> NewRun:
@@ -188,7 +190,7 @@ def raise_run(engine: Engine, run_id: str, limits: Limits) -> Stored:
         if run.parent and (above := _locked(connection, run.parent)).state != "open":
             raise RunStopped(f"{above.id} above it is stopped; raise that one: `inhouse runs raise {above.stopped_by}`")
         merged = msgspec.structs.replace(_limits(run), **{k: v for k, v in msgspec.structs.asdict(limits).items() if v is not None})
-        changes: dict[str, Any] = {"limits": _text(merged)}
+        changes: dict[str, Any] = {"limits": _text(merged), "raised": RUNS.c.raised + 1}
         if limits.seconds is not None:
             changes["deadline"] = time.time() + limits.seconds
         changes |= {name: most for name in ("depth", "fanout") if (most := getattr(limits, name)) is not None}
@@ -196,6 +198,13 @@ def raise_run(engine: Engine, run_id: str, limits: Limits) -> Stored:
         connection.execute(update(RUNS).where(RUNS.c.stopped_by == run_id).values(state="open", reason="", stopped_by=""))
         set_budgets(connection, "run", run_id, merged.budgets())
         return Stored(*connection.execute(select(RUNS).where(RUNS.c.id == run_id)).one())
+
+
+def raise_class(engine: Engine, run_id: str, higher: Callable[[str], str]) -> None:
+    """Makes the data class of a run without parent what `higher` makes of it. When this returns every worker's next look sees it."""
+    with changing(engine, "runs") as connection:
+        run = _locked(connection, run_id)
+        connection.execute(update(RUNS).where(RUNS.c.id == run_id).values(data_class=higher(run.data_class)))
 
 
 def lineage(connection: Connection, run_id: str) -> list[Stored]:
@@ -217,7 +226,7 @@ def tree(engine: Engine, run_id: str) -> list[tuple[Stored, list[Spending]]]:
 
 
 def changes_of(engine: Engine) -> int:
-    """A number that grows whenever a run is stopped or raised."""
+    """A number that grows whenever a run is stopped or raised, or its data class is."""
     with engine.connect() as connection:
         return connection.execute(select(VERSIONS.c.version).where(VERSIONS.c.name == "runs")).scalar_one_or_none() or 0
 

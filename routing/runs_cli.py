@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from routing.audit_cli import noted
 from routing.cli import HOME, JSON, date, print_table, store_of
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def show_run(run_id: str, home: Path, *, as_json: bool) -> None:
 @click.argument("run_id", metavar="ID")
 @click.option("--reason", default="a person ended it", show_default=True, help="What its caller is told.")
 @HOME
+@noted
 def stop_run(run_id: str, reason: str, home: Path) -> None:
     """Stop a run and all below it: streams under way end within a second, later calls are refused with 409.
 
@@ -91,6 +93,7 @@ def stop_run(run_id: str, reason: str, home: Path) -> None:
 @click.option("--depth", type=int, help="Generations below it.")
 @click.option("--fanout", type=int, help="Children that it may have.")
 @HOME
+@noted
 def raise_run(run_id: str, home: Path, **limits: Any) -> None:
     """Change the limits of a run that are named, and let it go on where it was stopped, with all that was stopped with it.
 

@@ -141,6 +141,8 @@ RUNS = Table(
     Column("deadline", Float),  # Unix seconds; the earliest of its own and those above it
     Column("depth", Integer, nullable=False),  # generations that may still come below it
     Column("fanout", Integer, nullable=False),  # children that it may have
+    Column("data_class", String, nullable=False),  # of a run without parent: the highest class seen in it and all below it
+    Column("raised", Integer, nullable=False),  # how often a person has let it go on
     Index("runs_parent", "parent"),
 )
 

@@ -21,6 +21,14 @@ _ENDS: dict[Dialect, tuple[bytes, ...]] = {
 }
 
 
+_FINISH: dict[Dialect, bytes] = {
+    "openai": b'data: {"id":"","object":"chat.completion.chunk","created":0,"model":"","choices":[{"index":0,"delta":{},"text":"",'
+              b'"finish_reason":"length"}]}\n\ndata: [DONE]\n\n',
+    "anthropic": b'event: message_delta\ndata: {"type":"message_delta","delta":{"stop_reason":"max_tokens","stop_sequence":null},'
+                 b'"usage":{"output_tokens":0}}\n\nevent: message_stop\ndata: {"type":"message_stop"}\n\n',
+    "responses": b'event: response.incomplete\ndata: {"type":"response.incomplete","response":{"status":"incomplete",'
+                 b'"incomplete_details":{"reason":"max_output_tokens"}}}\n\n',
+}  # fmt: skip
 _Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]  # what is no count is not believed, and can't upset the ledger or a metric
 
 
@@ -106,6 +114,11 @@ class Tee:
         self._carry = b""
         body = refusal.body(anthropic=self._dialect == "anthropic")
         return (b"\n\n" if self._half else b"") + (b"" if self._dialect == "openai" else b"event: error\n") + b"data: " + body + b"\n\n"
+
+    def finish(self) -> bytes:
+        """The events that end the stream properly, as if the model had stopped by itself for its length. A half event is dropped."""
+        self._carry = b""
+        return _FINISH[self._dialect]
 
     def _complete(self, data: bytes) -> int:
         end = max(data.rfind(b"\n\n") + 2 if b"\n\n" in data else 0, data.rfind(b"\r\n\r\n") + 4 if b"\r\n\r\n" in data else 0)

@@ -20,10 +20,14 @@ _MAX_HEADER_BYTES = 1 << 16
 
 
 class UpstreamError(Exception):
-    """No complete answer came. `sent` says whether the request may have reached the model; `kind` is a short word for the ledger."""
+    """No complete answer came. `sent` says whether the request may have reached the model; `kind` is a short word for the ledger.
 
-    def __init__(self, kind: str, *, sent: bool) -> None:
+    `retry_after_s` is what the other side itself asked for.
+    """
+
+    def __init__(self, kind: str, *, sent: bool, retry_after_s: float | None = None) -> None:
         super().__init__(kind)
+        self.retry_after_s = retry_after_s
         self.kind = kind
         self.sent = sent
 

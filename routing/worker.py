@@ -11,68 +11,95 @@ import signal
 import time
 from collections.abc import Collection, Mapping
 from email.utils import formatdate
-from typing import TYPE_CHECKING
+from typing import Protocol
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from routing import router
-from routing.choose import Fleet, Target
+from routing.choose import Target
+from routing.config import ConfigError, Limits
 from routing.errors import Refusal
-from routing.forward import Door, Reply
-from routing.keys import KeyRing
-from routing.ledger import Ledger
-from routing.metrics import Metrics, exposition
-from routing.router import House, Request
+from routing.forward import Reply
+from routing.metrics import exposition
+from routing.pace import hasty_runs, paces
+from routing.plan import open_house
+from routing.router import Request
 from routing.settings import Settings
-from routing.store import open_store
 from routing.tasks import report_lines
+from routing.tracing import Tracing, is_on
 from routing.upstream import Origin, Pool, Timeouts, UpstreamError
-
-if TYPE_CHECKING:
-    from routing.connection import Connection
 
 log = logging.getLogger("inhouse.router")
 _TICK_S = 0.25
 _HEALTH_EVERY_S = 1.0
+_PACES_EVERY_S = 15.0
+_PACES_OVER_S = 7 * 86400.0
 _HEALTH_TIMEOUTS = Timeouts(1.0, 5.0, 5.0, 5.0)
+
+
+class Caller(Protocol):
+    """A caller's connection, as far as a worker looks after it."""
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether a request on it is being answered."""
+
+    def look_after(self, now: float) -> None:
+        """Ends what has taken too long."""
+
+    def cut(self) -> None:
+        """Ends it at once."""
 
 
 class Worker:
     """Everything that one process of the router holds. Made inside its running loop; `start` and `stop` are called once each."""
 
     def __init__(self, settings: Settings) -> None:
-        site = settings.site()
-        self.limits = site.routes.limits
         self.date = b""
-        self.connections: Collection[Connection] = ()  # uvicorn's, told by the first of them
+        self.connections: Collection[Caller] = ()  # uvicorn's, told by the first of them
         self._parent = os.getppid()
-        self._metrics = Metrics()
-        engine = open_store(settings.home)
         self._pool = Pool()
-        self._ledger = Ledger(engine, self._metrics.observe)
-        self._house = House(site, settings.classifier(site.routes), KeyRing(engine), Fleet(site),
-                            Door(self._pool, self._ledger, site.routes.limits), self._ledger)  # fmt: skip
+        self._house, self._planner = open_house(settings, self._pool, Tracing() if is_on() else None)
+        self._metrics = self._house.metrics
+        self._reload = asyncio.Event()
         self._background: list[asyncio.Task[None]] = []
+
+    @property
+    def limits(self) -> Limits:
+        """What a request may weigh, as of now."""
+        return self._house.plan.site.routes.limits
 
     async def start(self) -> None:
         """Returns when requests can be taken: the models' health is known."""
+        house = self._house
         self._look_around()
+        await house.purse.start()
+        await self._refresh_tokens()
         await self._check_health()
-        self._background = [asyncio.create_task(work) for work in (self._pool.sweep(), self._tick(), self._watch_health())]
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload.set)
+        jobs = (self._pool.sweep(), self._tick(), self._learn(), self._watch_health(), self._watch_tokens(), self._watch_paces(),
+                self._watch_files())  # fmt: skip
+        self._background = [asyncio.create_task(job) for job in jobs]
         gc.collect()
         gc.freeze()  # what lives as long as the worker is not looked at again
         gc.set_threshold(50_000, 20, 50)  # a request leaves next to no cycles behind; looking every 700 objects costs more than it finds
-        for line in report_lines(self._house.classifier.reports):
+        for line in report_lines(house.plan.classifier.reports):
             log.info(line)
 
     async def stop(self) -> None:
         """Ends what is still being answered, and writes every row."""
         for connection in tuple(self.connections):
-            connection.transport.abort()
+            connection.cut()
         await asyncio.sleep(0.05)  # they are told of it by the loop, and write their rows
-        for task in self._background:
-            task.cancel()
+        for job in self._background:
+            job.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         self._pool.close()
-        await asyncio.to_thread(self._ledger.close)
+        await self._house.purse.close()
+        await asyncio.to_thread(self._house.ledger.close)
+        await asyncio.to_thread(self._house.audit.close)
+        if self._house.tracing is not None:
+            await asyncio.to_thread(self._house.tracing.close)
 
     async def reply(self, request: Request) -> Reply:
         """The reply to a request, a refusal's included. Our own bugs become a plain 500 and a line in the log."""
@@ -87,7 +114,7 @@ class Worker:
             return refused(Refusal("the router failed; its log says why"), request.path, request.headers)
 
     async def _tick(self) -> None:
-        """Looks after requests and keys; one timer for all is cheaper than one for each."""
+        """Looks after requests; one timer for all is cheaper than one for each."""
         while True:
             await asyncio.sleep(_TICK_S)
             self._look_around()
@@ -100,10 +127,61 @@ class Worker:
         for connection in tuple(self.connections):
             connection.look_after(now)
         self._metrics.in_flight.set(sum(connection.is_answering for connection in self.connections))
-        try:
-            self._house.keys.refresh()
-        except Exception:  # the database is away: the keys that are known stay in force
-            log.warning("keys: cannot read the database; going on with the keys that are known")
+
+    async def _learn(self) -> None:
+        """Takes in what other processes have written: keys, teams, runs. A database on another machine may be slow, so in a thread."""
+        house = self._house
+        while True:
+            await asyncio.sleep(_TICK_S)
+            try:
+                await asyncio.to_thread(house.keys.refresh)
+                await asyncio.to_thread(house.runs.refresh)
+                house.underway.end(house.runs.killed)
+            except (SQLAlchemyError, OSError) as error:  # the keys and runs that are known stay in force
+                log.warning("the database can't be read (%s); going on with what is known", type(error).__name__)
+
+    async def _watch_paces(self) -> None:
+        """Looks now and then for runs that spend much faster than others of their task."""
+        while True:
+            await asyncio.sleep(_PACES_EVERY_S)
+            now = time.time()
+            try:
+                known = await asyncio.to_thread(paces, self._house.engine, now - _PACES_OVER_S)
+                self._house.hasty = await asyncio.to_thread(hasty_runs, self._house.engine, known, now - 600)
+            except SQLAlchemyError as error:
+                log.warning("the ledger can't be read for the pace of runs (%s)", type(error).__name__)
+
+    async def _watch_files(self) -> None:
+        """Takes in changed files, and all of them on SIGHUP."""
+        house = self._house
+        while True:
+            try:
+                async with asyncio.timeout(_HEALTH_EVERY_S):
+                    await self._reload.wait()
+            except TimeoutError:
+                if not self._planner.has_news():
+                    continue
+            self._reload.clear()
+            try:
+                plan = await asyncio.to_thread(self._planner.read, house.plan)
+            except (ConfigError, OSError) as error:
+                house.stale = str(error)
+                log.error("the configuration was not taken, and the one before it stays in force: %s", error)
+                continue
+            house.plan, house.stale = plan, ""
+            house.forget_accounts()
+            log.info("configuration %s is in force", plan.version)
+            await self._refresh_tokens()
+            await self._check_health()
+
+    async def _refresh_tokens(self) -> None:
+        if self._house.plan.tokens is not None:
+            await self._house.plan.tokens.refresh()
+
+    async def _watch_tokens(self) -> None:
+        while True:
+            await asyncio.sleep(_HEALTH_EVERY_S)
+            await self._refresh_tokens()
 
     async def _watch_health(self) -> None:
         while True:
@@ -111,7 +189,7 @@ class Worker:
             await self._check_health()
 
     async def _check_health(self) -> None:
-        targets = list(self._house.fleet.all())
+        targets = [target for target in self._house.plan.fleet.all() if target.is_ours]
         by_origin = {target.origin: [t for t in targets if t.origin == target.origin] for target in targets}
         await asyncio.gather(*(self._check(origin, owners) for origin, owners in by_origin.items()))
 

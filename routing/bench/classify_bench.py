@@ -12,12 +12,11 @@ from routing.bench.driver import chat
 from routing.bench.plan import Times
 from routing.bench.processes import Weather, machine
 from routing.bench.report import Grid, Report
-from routing.choose import Fleet
-from routing.config import SHIPPED, Site, read_site
-from routing.forward import Door
-from routing.ledger import Ledger, Row
-from routing.router import House, Request
-from routing.store import open_store
+from routing.config import SHIPPED, read_site
+from routing.house import House
+from routing.plan import open_house
+from routing.router import Request
+from routing.settings import Settings
 from routing.tasks import Classifier, load_or_train
 from routing.upstream import Answer, Origin, Pool, Timeouts
 from serving.catalog import SHIPPED as SHIPPED_MODELS
@@ -62,7 +61,7 @@ def run(say: Callable[[str], None], *, routes: Path = SHIPPED, models: Path = SH
         say("telling tasks")
         timed = {"auto classifier, a prompt": _time_classifier(classifier, texts)} if classifier.reports else {}
         say("answering without sockets")
-        timed |= asyncio.run(_time_requests(Path(folder), site, classifier))
+        timed |= asyncio.run(_time_requests(Settings.from_environment()._replace(home=Path(folder), routes=routes, models=models)))
         weather = Weather.now().since(before)
     rows = [[name, times.p50, times.p99, times.n] for name, times in timed.items()]
     data = {"machine": {**machine(), **weather}, "prompts": len(texts), "us": {n: {"p50": t.p50, "p99": t.p99} for n, t in timed.items()}}
@@ -83,20 +82,19 @@ def _time_classifier(classifier: Classifier, texts: list[str]) -> Times:
     return Times.of(samples)
 
 
-async def _time_requests(folder: Path, site: Site, classifier: Classifier) -> dict[str, Times]:
-    engine = open_store(folder)
-    header = {b"authorization": f"Bearer {keys.create(engine, 'bench')}".encode(), b"content-type": b"application/json"}
-    rows: list[Row] = []
-    ledger = Ledger(engine, rows.extend)
-    house = House(site, classifier, keys.KeyRing(engine), Fleet(site), Door(_NoSockets(), ledger, site.routes.limits), ledger)
+async def _time_requests(settings: Settings) -> dict[str, Times]:
+    house, _ = open_house(settings, _NoSockets())
+    header = {b"authorization": f"Bearer {keys.create(house.engine, 'bench')}".encode(), b"content-type": b"application/json"}
+    site = house.plan.site
     asked = {"a request for a task": f"task/{site.routes.default_task}", "a request for a model": next(iter(site.models))}
-    if classifier.may_serve:
+    if house.plan.classifier.may_serve:
         asked["a request for auto"] = "auto"
     try:
         return {f"router's Python, {name}": await _time_one(house, header, chat(model).encode()) for name, model in asked.items()}
     finally:
-        ledger.close()
-        engine.dispose()
+        house.ledger.close()
+        house.audit.close()
+        house.engine.dispose()
 
 
 async def _time_one(house: House, header: dict[bytes, bytes], body: bytes) -> Times:

@@ -40,13 +40,14 @@ _MODELS = """models:
   - name: mock
     license: Apache-2.0
     path: weights
-    price: {usd_per_gpu_hour: 1.0}
+    price: {usd_per_gpu_hour: 1.0, tokens_per_s: 100000}
 """
 _ROUTES = """default_task: bench
 cells: [{{name: mock, url: "http://127.0.0.1:{upstream}"}}]
 tasks:
   - name: bench
     candidates: [{{model: mock}}]
+    budgets: [100000usd/day]
 """
 _LITELLM = """model_list:
   - model_name: mock
@@ -79,15 +80,22 @@ def direct(upstream: int) -> Gateway:
 
 
 def router(folder: Path, upstream: int) -> Gateway:
-    """Our router, with a fresh home under `folder`, one worker and one key."""
-    from routing.keys import create
+    """Our router with everything on: a key, policy, detectors, budgets of caller, team and task, ledger, audit and metrics.
+
+    A fresh home under `folder`, one worker.
+    """
+    from routing.budgets import budgets_of
+    from routing.keys import Allowed, create
     from routing.store import open_store
+    from routing.teams import create_team
 
     home = folder / "home"
     (folder / "models.yaml").write_text(_MODELS, encoding="utf-8")
     (folder / "routes.yaml").write_text(_ROUTES.format(upstream=upstream), encoding="utf-8")
     engine = open_store(home)
-    key = create(engine, "bench")
+    budgets = budgets_of(("100000usd/day", "1000000000000tokens/month"))
+    create_team(engine, "bench", budgets)
+    key = create(engine, "bench", allowed=Allowed(team="bench", limits=budgets))
     engine.dispose()
     port = free_port()
     env = {"INHOUSE_HOME": str(home), "INHOUSE_MODELS": str(folder / "models.yaml"), "INHOUSE_ROUTES": str(folder / "routes.yaml"),

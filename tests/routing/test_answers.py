@@ -140,6 +140,7 @@ async def test_nothing_of_the_upstreams_own_headers_comes_back(router, chat, say
         "inhouse-task",
         "inhouse-model",
         "inhouse-why",
+        "inhouse-cost-usd",
         "date",
         "server",
     }

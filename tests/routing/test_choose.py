@@ -16,13 +16,14 @@ NAMES = ("a", "b", "c", "d")
 
 def site(cells=1, **task):
     models = {
-        name: Model(name=name, license="x", price=Price(), path=".", adapters=(Adapter(name="a-de", path="."),) if name == "a" else ())
+        name: Model(name=name, license="x", price=Price(usd_per_gpu_hour=1.0), path=".",
+                    adapters=(Adapter(name="a-de", path="."),) if name == "a" else ())
         for name in NAMES
     }
     models["a-de"] = models["a"]
     made = Task(name="t", **task) if task else Task(name="t", candidates=(Candidate(model="a"),))
     places = tuple(Cell(name=f"cell{i}", url=f"http://h{i}:81/x/") for i in range(cells))
-    return Site(Routes(default_task="t", tasks=(made,), cells=places), {"t": made}, models, places)
+    return Site(Routes(default_task="t", tasks=(made,), cells=places), {"t": made}, models, places, {}, "")
 
 
 def fleet_of(made, healthy=(*NAMES, "a-de")):

@@ -68,10 +68,10 @@ def test_a_kind_without_a_class_and_a_failure_are_the_highest():
 def test_a_caller_sends_up_to_its_highest_class(label, highest, fits):
     """Above the key's highest class is a 403; a class that is not known counts as the highest there is."""
     if fits:
-        check_class(LADDER, label, highest=highest)
+        check_class(LADDER, label, max_class=highest)
     else:
         with pytest.raises(Denied, match="ask for a key") as refused:
-            check_class(LADDER, label, highest=highest)
+            check_class(LADDER, label, max_class=highest)
         assert refused.value.code == "data_class"
 
 
@@ -124,6 +124,7 @@ WRONG = [
     ("cells: [{name: a, url: 'http://a', zone: onpremise}]\n", "no zone `onpremise`; did you mean `onprem`"),
     ("cells: [{name: a, url: 'http://a', zone: hosted}]\n",
      "class `confidential` may go to onprem, and every model of the task `chat` is in hosted"),
+    ("oidc: {issuer: i, audience: a, jwks: j, grants: [{claim: c, value: v, max_class: secret}]}\n", "no data class `secret`"),
     ("data_classes: [{name: a, zones: [onprem]}, {name: b, zones: []}]\ndefault_class: a\n", "class `b` may go to no zone"),
     ("data_classes: [{name: a, zones: [onprem]}, {name: b, zones: [hosted]}]\ndefault_class: a\n", "class `b` may go to hosted, and every"),
 ]  # fmt: skip

@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from click.testing import CliRunner
@@ -11,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import inhouse
+from routing.config import SHIPPED as SHIPPED_ROUTES
 from routing.config import ConfigError, DataClass, Routes, Zone
 from routing.offers import risky_tools_in
-from routing.policy import SHIPPED, About, load, may_leave
+from routing.policy import SHIPPED, About, load, may_leave, permitted
 
 ROUTES = Routes(default_task="t", tasks=(), zones=(Zone(name="onprem", teams=("*",)), Zone(name="hosted", teams=("research",))))
 POLICY = load(SHIPPED, ROUTES)
@@ -37,7 +39,7 @@ def test_each_shipped_policy_is_needed(file, folder, tmp_path):
     """Without any one of the five, cases of the table go wrong: none is there for show, and the table can fail."""
     (folder / file.name).unlink()
     routes = tmp_path / "routes.yaml"
-    routes.write_text(Path("routing/routes.yaml").read_text() + "policies: policies\n")
+    routes.write_text(SHIPPED_ROUTES.read_text() + "policies: policies\n")
     result = CliRunner().invoke(inhouse.main, ["policy", "test", "--json"], env={"INHOUSE_ROUTES": str(routes)})
     assert result.exit_code == 1
     assert [row["name"] for row in json.loads(result.output) if not row["right"]]
@@ -70,6 +72,21 @@ def test_a_remembered_decision_is_the_decision(about, model, zone):
     assert POLICY.decide(about, model, zone) == POLICY.decide(about, model, zone) == fresh
 
 
+class Place(NamedTuple):
+    model: str
+    zone: str
+
+
+@given(about=abouts, places=st.lists(st.builds(Place, st.sampled_from(["m", "n"]), zones), max_size=4))
+def test_only_targets_that_bytes_may_leave_for_are_tried(about, places):
+    """What is left to choose from is what the door would let through, in order; where nothing is, the mildest verdict says why."""
+    found, verdict = permitted(POLICY, about, places)
+    assert found == [place for place in places if may_leave(POLICY, about, model=place.model, zone=place.zone)]
+    outcomes = {POLICY.decide(about, place.model, place.zone).outcome for place in places}
+    assert verdict.outcome == ("allow" if found else "ask" if "ask" in outcomes else "refuse")
+    assert found or verdict.says
+
+
 def test_the_memory_is_bounded():
     """However many callers ask, no more than 16,384 decisions are kept, and forgetting changes none."""
     policy = load(SHIPPED, ROUTES)
@@ -88,6 +105,8 @@ def test_a_policy_that_forgets_zones_does_not_open_them(folder):
     assert policy.decide(about, "m", "hosted").outcome == "allow"
     assert not may_leave(policy, about, model="m", zone="hosted")
     assert may_leave(policy, about, model="m", zone="onprem")
+    found, verdict = permitted(policy, about, [Place("m", "hosted")])
+    assert (found, verdict.outcome, verdict.code) == ([], "refuse", "residency")
 
 
 def test_a_policy_that_asks_for_what_is_missing_denies(folder, caplog):
@@ -175,6 +194,7 @@ def test_a_refusal_says_which_policy_and_why():
     assert (refusal.status, refusal.code) == (403, "residency")
     assert refusal.message.startswith("policy `zones` and `inside`: data of this class may not go")
     assert POLICY.decide(ABOUT._replace(tasks=frozenset()), "m", "onprem").refusal().code == "access_denied"
+    assert POLICY.decide(ABOUT._replace(risky_tools=frozenset("x")), "m", "onprem").refusal().code == "approval_required"
 
 
 def test_what_a_model_says_decides_nothing():
@@ -218,7 +238,7 @@ def test_the_command_tells_what_is_wrong(tmp_path):
     table.write_text("cases:\n  - {name: x, expect: maybe}\n")
     assert "Error: " in CliRunner().invoke(inhouse.main, ["policy", "test", str(table)]).output
     routes = tmp_path / "routes.yaml"
-    routes.write_text(Path("routing/routes.yaml").read_text() + "policies: none\n")
+    routes.write_text(SHIPPED_ROUTES.read_text() + "policies: none\n")
     for command in (["policy", "show"], ["check", "--home", str(tmp_path)]):
         result = CliRunner().invoke(inhouse.main, command, env={"INHOUSE_ROUTES": str(routes)})
         assert (result.exit_code, result.output.count("\n")) == (1, 1)

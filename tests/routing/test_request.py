@@ -205,7 +205,6 @@ REMOTE = [
     "http://[",
     "http://media.example\\.evil.example/",
     "http://media.example:80@evil.example/",
-    "",
     "http:///x",
     "http://media.example\t/",
     "http://evil.example#@media.example/",

@@ -3,6 +3,7 @@
 OWASP AISVS C12 (logging): tamper evidence and completeness.
 """
 
+import fcntl
 import json
 import os
 import signal
@@ -16,11 +17,14 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from sqlalchemy import insert
 
-from routing.audit import Audit, AuditError, Chain, Entry, Place, note, place_of
+import inhouse
+from routing.audit import Audit, AuditError, Entry, Place, note, place_of
 from routing.audit_cli import audit
-from routing.audit_verify import verify
+from routing.audit_verify import ledger_requests, missing_requests, verify
+from routing.chain import Chain, read_line
 from routing.store import LEDGER, open_store
 
 FAULTS = ("altered", "reordered", "replayed", "missing", "truncated", "missing_against_ledger")
@@ -208,11 +212,16 @@ audit.close()
 
 def test_many_writers_and_kills_leave_one_chain(tmp_path):
     """Processes that write at once, two of them killed with -9 on the way: one chain in order, all lines of the survivors in it."""
-    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), str(w), "4000"], stdout=subprocess.PIPE) for w in range(4)]
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), str(w), n], stdout=subprocess.PIPE)
+               for w, n in enumerate(["1000000000", "1000000000", "4000", "4000"])]  # fmt: skip
     for writer in writers:
         assert writer.stdout.readline() == b"ready\n"
     for i in range(20):
         note(tmp_path, f"keys create c{i}", who="tester")
+    log, deadline = place_of(tmp_path).segments()[0], time.monotonic() + 60
+    while not all(b'"request_id":"%d-0"' % w in log.read_bytes() for w in (0, 1)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     for writer in writers[:2]:
         os.kill(writer.pid, signal.SIGKILL)
     assert [writer.wait(60) for writer in writers] == [-9, -9, 0, 0]
@@ -222,6 +231,57 @@ def test_many_writers_and_kills_leave_one_chain(tmp_path):
     assert report.ok, report
     assert all(requests[f"{w}-{i}"] == 1 for w in (2, 3) for i in range(4000))
     assert report.last >= 8020
+
+
+def test_a_stopped_writer_does_not_hold_up_the_others_for_ever(place):
+    """While somebody has the lock and does nothing, appending gives up after seconds; when it is free, it goes on."""
+    with (place.folder / "lock").open("r+b") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(AuditError, match="lock"):
+            Chain(place, lock_s=0.2)
+    Chain(place).append([entry(9)])
+    assert verify(place)[0].ok
+
+
+BOTH = """
+import sys, time
+from pathlib import Path
+from routing.audit import Audit, Entry, place_of
+from routing.ledger import Ledger, Row
+from routing.store import open_store
+home = Path(sys.argv[1])
+audit = Audit(place_of(home))
+ledger = Ledger(open_store(home), first=audit.flush)
+print("ready", flush=True)
+i = 0
+while True:
+    i += 1
+    request = f"{sys.argv[2]}-{i}"
+    audit.append(Entry(time.time(), "decision", "k", "/v1", "allow", request))
+    ledger.append(Row(time.time(), request, 1, "k", "c", "/v1", "t", "m", "w", 200, "", 1, 1, True, 1.0, 1.0))
+    if i % 20 == 0:
+        time.sleep(0.001)
+"""
+
+
+def test_a_killed_worker_leaves_no_ledger_row_without_its_line(tmp_path):
+    """Whenever it is killed: what the ledger knows is in the log, as the log is written first."""
+    store = open_store(tmp_path)
+    for round_, delay_s in enumerate((0.06, 0.11, 0.17, 0.23)):
+        worker = subprocess.Popen([sys.executable, "-c", BOTH, str(tmp_path), str(round_)], stdout=subprocess.PIPE)
+        assert worker.stdout.readline() == b"ready\n"
+        deadline = time.monotonic() + 60
+        while not any(name.startswith(f"{round_}-") for name in ledger_requests(store, 0, 1e12)):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(delay_s)  # into the middle of whatever it does then
+        worker.kill()
+        worker.wait(20)
+        worker.stdout.close()
+    known = ledger_requests(store, 0, 1e12)
+    store.dispose()
+    report, requests = verify(place_of(tmp_path))
+    assert report.ok and len(known) > 20 and missing_requests(known, requests) == []
 
 
 def test_a_full_disk_keeps_entries_and_writes_none_in_half(tmp_path):
@@ -237,6 +297,14 @@ def test_a_full_disk_keeps_entries_and_writes_none_in_half(tmp_path):
     (tmp_path / "away").rename(place.folder)
     log.close()
     assert not log.failing and verify(place)[1] == {"r1": 1}
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\nb\u2028c", '","mac":"' + "0" * 32 + '"}', "\x00\x7f", "\U0001f600"])
+def test_no_text_can_break_the_log(place, text):
+    """Whatever stands in a field, it makes one line with a true seal, and those after it too."""
+    Chain(place).append([replace(entry(9), why=text), entry(10)])
+    report, requests = verify(place)
+    assert (report.ok, report.last, requests["r10"]) == (True, 11, 1)
 
 
 def test_the_log_goes_on_in_new_files(place):
@@ -256,7 +324,7 @@ def test_the_command_finds_what_the_ledger_alone_knows(tmp_path):
     """A log that was cut together with its anchors is caught by the ledger; the exit status says so, JSON and text name it."""
     store = open_store(tmp_path)
     place = place_of(tmp_path)
-    Chain(place).append([entry(i)._replace(at=time.time() - 100) for i in range(4)], anchor=True)
+    Chain(place).append([replace(entry(i), at=time.time() - 100) for i in range(4)], anchor=True)
     row = {"key_id": "k", "caller": "c", "endpoint": "/v1", "task": "", "model": "m", "why": "", "status": 200, "error": "", "exact": 1,
            "total_ms": 1.0, "at": time.time() - 50}  # fmt: skip
     with store.begin() as connection:
@@ -271,6 +339,27 @@ def test_the_command_finds_what_the_ledger_alone_knows(tmp_path):
     told = json.loads(done.output)
     assert done.exit_code == 1 and told["missing_against_ledger"] == ["r3"] and not told["truncated"]
     assert "MISSING AGAINST LEDGER: 1: r3" in run(audit, arguments).output
+
+
+def test_admin_acts_are_noted_before_and_after(tmp_path):
+    """Who asked for what is in the log before it is done, and how it ended after; where the log can't be written nothing is done."""
+    def run(*words):
+        return CliRunner().invoke(inhouse.main, [*words, "--home", str(tmp_path)])
+
+    assert run("keys", "create", "invoices", "--task", "extraction").exit_code == 0
+    assert run("keys", "revoke", "ihk_nothere").exit_code == 1
+    assert run("keys", "list").exit_code == 0
+    place = place_of(tmp_path)
+    key = bytes.fromhex(place.key.read_text())
+    told = [read_line(key, line).entry for line in place.segments()[0].read_bytes().splitlines()]
+    assert [(one["what"], one["outcome"]) for one in told] == [
+        ("keys create name=invoices tasks=extraction", "asked"), ("keys create name=invoices tasks=extraction", "done"),
+        ("keys revoke key_id=ihk_nothere", "asked"), ("keys revoke key_id=ihk_nothere", "failed")]  # fmt: skip
+    assert all(one["kind"] == "admin" and str(os.getuid()) in one["who"] for one in told)
+    place.key.unlink()
+    refused = run("keys", "create", "other")
+    assert refused.exit_code == 1 and "nothing was done" in refused.output
+    assert "other" not in run("keys", "list").output
 
 
 def test_anchors_go_where_they_are_sent(tmp_path):

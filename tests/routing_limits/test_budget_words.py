@@ -69,7 +69,7 @@ def test_a_charge_is_never_less_than_the_price(prompt, completion, usd_in, usd_o
     exact = (prompt * usd_in + completion * usd_out) * 1000
     assert exact * (1 - 1e-12) <= charge.nanousd <= exact * (1 + 1e-12) + 2 + (prompt + completion) / 1e6
     assert price.charge(prompt, completion + 1) >= charge
-    for number, (fixed, per, scale) in zip(charge, price.linear(prompt), strict=True):
+    for number, (fixed, per, scale) in zip(charge, price.linear(prompt, 1), strict=True):
         assert number == -(-(fixed + completion * per) // scale)
 
 

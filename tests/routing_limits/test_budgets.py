@@ -92,6 +92,31 @@ async def test_less_is_given_where_less_is_left(purse):
     assert refusal.value.status == 402
 
 
+async def test_several_answers_are_paid_for_each(store, purse):
+    """`n: 3` reserves three answers; where less is left each of them is shorter, and none is given where not all can be."""
+    accounts = purse.accounts("caller", "c", budgets_of(["0.30usd"]))
+    three = Ask(accounts, 1, 9, CENT_A_TOKEN, "r", answers=3)
+    hold = await purse.reserve(three)
+    assert (hold.max_tokens, hold.worst.tokens) == (9, 28)
+    hold.settle(1, 20, exact=True)
+    hold = await purse.reserve(three)
+    assert (hold.max_tokens, hold.worst.tokens) == (2, 7)
+    with pytest.raises(BudgetExceeded):
+        await purse.reserve(three)
+
+
+async def test_a_tasks_budget_is_the_files(store, purse):
+    """What `routes.yaml` says of a task holds from when it is read, raised or lowered."""
+    for text, refused in (("0.05usd", True), ("1usd", False)):
+        books.declare(store, "task", {"t": budgets_of([text]), "free": ()})
+        accounts = purse.accounts("task", "t", budgets_of([text]))
+        if refused:
+            with pytest.raises(BudgetExceeded, match=r"task `t` is 0\.05usd"):
+                await purse.reserve(ask(accounts, prompt=9))
+        else:
+            assert await purse.reserve(ask(accounts, prompt=9))
+
+
 async def test_what_was_not_used_returns_only_where_the_count_is_exact(purse):
     """An exact count gives the rest back; an estimate charges the worst case; settling again changes nothing (AISVS C9.1.1)."""
     accounts = purse.accounts("caller", "c", budgets_of(["0.2usd"]))
@@ -166,6 +191,8 @@ async def test_what_idles_returns_and_others_get_it(store, purse):
     await until(lambda: standing(store) == (0, 10_000_000_000))
     await other.close()
     await until(lambda: standing(store) == (0, 0))
+    with store.connect() as connection:
+        assert connection.execute(select(ALLOTMENTS)).all() == []
 
 
 async def test_a_dead_workers_holds_return_with_its_lease(store):

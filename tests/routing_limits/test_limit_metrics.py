@@ -7,15 +7,16 @@ import sys
 import pytest
 
 COUNT = """
+from msgspec.structs import replace
 from routing.ledger import Row
 from routing.loops import Finding
 from routing.metrics import Metrics, exposition
 metrics = Metrics()
 row = Row(1.0, "r", 1, "k", "c", "/v1", "extraction", "small", "w", 200, "", 7, 3, True, 1.5, 2.5, team="red",
           cost_nanousd=2_500_000_000, gpu_ms=1500)
-metrics.observe([row, row._replace(attempt=2, team="blue", cost_nanousd=0, gpu_ms=0)])
-metrics.observe([row._replace(attempt=0, status=402, model="", error="budget_exceeded", cost_nanousd=0)] * 3)
-metrics.observe([row._replace(attempt=0, status=400, error=f"e{i}", team=f"t{i}") for i in range(500)])
+metrics.observe([row, replace(row, attempt=2, team="blue", cost_nanousd=0, gpu_ms=0)])
+metrics.observe([replace(row, attempt=0, status=402, model="", error="budget_exceeded", cost_nanousd=0)] * 3)
+metrics.observe([replace(row, attempt=0, status=400, error=f"e{i}", team=f"t{i}") for i in range(500)])
 metrics.budget_refused("team", "usd")
 metrics.found(Finding("cycle", "d", "warn"), "extraction")
 print(exposition().decode())

@@ -61,6 +61,14 @@ def test_a_cycle_warns_in_its_second_round_and_stops_in_its_third(dialect, perio
     assert [one and (one.kind, one.severity) for one in found] == [None, ("cycle", "warn"), ("cycle", "stop")]
 
 
+def test_calls_that_a_server_made_itself_are_steps_too():
+    """Responses: an MCP call carries its own result, or its error."""
+    call = {"type": "mcp_call", "id": "m", "name": "search", "arguments": "{}", "output": "nothing"}
+    assert find_loop(json.dumps({"input": [call] * 3}).encode()).kind == "repeated_call"
+    failed = [{**call, "arguments": json.dumps(i), "output": None, "error": "boom"} for i in range(3)]
+    assert find_loop(json.dumps({"input": failed}).encode()).kind == "repeated_error"
+
+
 def test_the_order_and_spelling_of_arguments_make_no_difference():
     """Arguments are compared as data."""
     turned = ("read", {"limit": 5, "path": "a"}, "the text of a")
@@ -123,11 +131,19 @@ def test_a_new_word_from_a_person_begins_anew_and_a_nudge_does_not():
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_the_same_error_class_thrice_is_found(dialect):
     """Other arguments, other line numbers, the same kind of failure of the same tool."""
-    steps = [("query", {"sql": f"select {i}"}, f"Error: no such table: t{i} (line {i})") for i in range(6)]
-    found = [find_loop(talk(dialect, steps[:n])) for n in (2, 3, 5)]
-    assert [one and (one.kind, one.severity) for one in found] == [None, ("repeated_error", "warn"), ("repeated_error", "stop")]
+    steps = [("query", {"sql": f"select {i}"}, f"Error: no such table: t{i} (line {i})") for i in range(9)]
+    found = [find_loop(talk(dialect, steps[:n])) for n in (2, 3, 7, 8)]
+    assert [one and (one.kind, one.severity) for one in found] == [
+        None, ("repeated_error", "warn"), ("repeated_error", "warn"), ("repeated_error", "stop")]  # fmt: skip
     mended = [*steps[:2], ("query", {"sql": "select 9"}, "9"), *steps[2:4]]
     assert find_loop(talk(dialect, mended)) is None
+
+
+def test_tests_that_fail_while_code_is_mended_never_stop_the_agent():
+    """The same kind of failure again and again with work of other tools in between: told, not stopped."""
+    steps = [step for i in range(20) for step in (("edit", {"line": i}, "ok"), ("bash", {"run": "pytest"}, f"exit code: 1\n{i} failed"))]
+    found = find_loop(talk("chat", steps))
+    assert (found.kind, found.severity) == ("repeated_error", "warn")
 
 
 @pytest.mark.parametrize(("result", "kind"), [
@@ -162,6 +178,26 @@ def test_patience_moves_every_threshold():
     assert find_loop(talk("chat", [READ] * 6), patience=4) is None
     assert find_loop(talk("chat", [READ] * 7), patience=4).severity == "warn"
     assert find_loop(talk("chat", [READ, LIST] * 3), patience=2) is None
+
+
+ARGUMENTS = st.dictionaries(st.sampled_from("abc"), st.integers(0, 2), max_size=2)
+STEPS = st.lists(st.tuples(st.sampled_from(["read", "write", "run"]), ARGUMENTS,
+                           st.sampled_from(["ok", "done", "Error: no", "{}"])), min_size=1, max_size=12)  # fmt: skip
+
+
+@given(STEPS, st.sampled_from(DIALECTS))
+def test_fresh_results_are_never_a_loop_and_a_tail_of_one_step_always_is(steps, dialect):
+    """Whatever came before: five equal steps at the end stop, and steps that each bring something new and no error find nothing."""
+    assert find_loop(talk(dialect, steps + [READ] * 5)).severity == "stop"
+    fresh = [(tool, arguments, f"result {i}") for i, (tool, arguments, _) in enumerate(steps)]
+    assert find_loop(talk(dialect, fresh)) is None
+
+
+@given(STEPS, st.integers(0, 6))
+def test_the_dialects_agree(steps, patience):
+    """The same agent is judged alike, whichever dialect its conversation is written in."""
+    found = {find_loop(talk(dialect, steps * 2), patience=patience) for dialect in DIALECTS}
+    assert len(found) == 1
 
 
 KEYS = ["role", "content", "tool_calls", "function", "name", "arguments", "type", "id", "call_id", "tool_use_id", "text", "input", "output"]

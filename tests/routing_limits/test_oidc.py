@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
+from routing.budgets import budgets_of
 from routing.config import Grant, Oidc, read_site
 from routing.errors import Unauthorized
 from routing.oidc import Tokens, fetch_through, is_token, read_keys
@@ -38,7 +39,7 @@ class Issuer:
             def do_GET(self):
                 issuer.asked += 1
                 body = issuer.key_set()
-                self.send_response(issuer.status)
+                self.send_response(issuer.status if self.path == "/certs/?kind=jwks" else 404)
                 self.send_header("content-length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
@@ -47,7 +48,7 @@ class Issuer:
                 pass
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/certs?kind=jwks"
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/certs/?kind=jwks"
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def key_set(self):
@@ -88,7 +89,7 @@ class Clock:
 
 def config(jwks, **more):
     """The shipped shape: a group opens the task of a team."""
-    grants = (Grant(claim="groups", value="ml", team="ml", tasks=("extraction",), max_class="internal"),
+    grants = (Grant(claim="groups", value="ml", team="ml", tasks=("extraction",), max_class="internal", budgets=("1usd/day",)),
               Grant(claim="realm.roles", value="admin", tasks=("*",), models=("*",)))  # fmt: skip
     return Oidc(**{"issuer": ISSUER, "audience": "inhouse", "jwks": jwks, "grants": grants, **more})
 
@@ -110,6 +111,7 @@ async def test_a_true_token_is_a_caller(tokens, kid):
     assert is_token(token(kid))
     caller = await tokens.identify(token(kid))
     assert (caller.name, caller.team, caller.max_class) == ("oidc/ann", "ml", "internal")
+    assert [str(limit) for limit in caller.limits] == ["1usd/day"]
     assert (caller.tasks, caller.models) == ({"extraction"}, set())
     assert time.time() + 250 < caller.expires_at < time.time() + 340
 
@@ -194,6 +196,21 @@ async def test_keys_rotate(tokens, issuer):
     assert issuer.asked == 2
 
 
+async def test_a_teams_budgets_follow_the_team(issuer):
+    """They are the store's, not the token's: they change while it is used; else the caller is one and the same."""
+    pool = Pool()
+    limits = {"ml": budgets_of(["5usd/day"])}
+    tokens = Tokens(config(issuer.url), fetch_through(pool, issuer.url), team_limits=lambda team: limits.get(team, ()))
+    await tokens.refresh()
+    good = token()
+    first = await tokens.identify(good)
+    assert first.team_limits == limits["ml"] and await tokens.identify(good) is first
+    limits["ml"] = budgets_of(["1usd/day"])
+    assert (await tokens.identify(good)).team_limits == limits["ml"]
+    pool.close()
+    await asyncio.sleep(0)
+
+
 async def test_a_flood_of_unknown_key_ids_asks_the_issuer_once(tokens, issuer):
     """Two hundred at once, in the same ten seconds, cost one fetch; after that one more for the next ten."""
     tokens._clock.now += 11
@@ -242,6 +259,7 @@ def test_only_strong_public_signing_keys_are_taken(issuer):
 @pytest.mark.parametrize(("change", "said"), [
     ("algorithms: [HS256]", "private key"), ("algorithms: []", "private key"), ("jwks: http://sso.example.test/certs", "https"),
     ("audience: ''", "audience"), ("grants: [{claim: g, value: v, tasks: [extracton]}]", "extraction"), ("grants: []", "grants"),
+    ("grants: [{claim: g, value: v, budgets: [1eur]}]", "is not a budget"),
 ])  # fmt: skip
 def test_the_configuration_is_checked(tmp_path, change, said):
     """What would let strangers in, or names what is not there, is an error of routes.yaml."""

@@ -1,6 +1,9 @@
 """Repetition detection is asked of vLLM in its own words, and its finish reason comes back in OpenAI's."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +21,18 @@ def test_the_engine_takes_the_field(path):
     request = (vllm.ChatCompletionRequest if "chat" in path else CompletionRequest)(**json.loads(body))
     found = request.to_sampling_params(10, {}).repetition_detection
     assert (found.min_pattern_size, found.max_pattern_size, found.min_count) == (16, 64, 4)
+
+
+@pytest.mark.slow
+def test_the_engine_stops_a_model_that_repeats_itself(tmp_path):
+    """A real vLLM on a tiny model that goes round: 1,500 tokens without, some hundred with, and its own word for why."""
+    probe = Path(__file__).with_name("repetition_probe.py")
+    done = subprocess.run([sys.executable, str(probe), str(tmp_path)], capture_output=True, text=True, timeout=900, check=False)
+    told = json.loads(next((line for line in done.stdout.splitlines() if line.startswith('{"plain"')), "null"))
+    assert told is not None, done.stderr[-3000:]
+    assert told["plain"] == {"finish": "length", "stop": None, "tokens": 1500}
+    assert (told["detected"]["finish"], told["detected"]["stop"]) == ("repetition", "repetition_detected")
+    assert told["detected"]["tokens"] < 300
 
 
 def test_a_callers_own_setting_wins_and_other_paths_stay_untouched():

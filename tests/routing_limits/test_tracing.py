@@ -8,6 +8,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from msgspec.structs import astuple, replace
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from routing.ledger import Row
@@ -54,7 +55,8 @@ def receiver():
 def export(rows, endpoint, **environment):
     """A process that exports these rows, as a worker would, and its exit status."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
-    return subprocess.run([sys.executable, "-c", EXPORT], input=json.dumps(rows), text=True, capture_output=True, timeout=60, check=False,
+    told = json.dumps([astuple(row) for row in rows])
+    return subprocess.run([sys.executable, "-c", EXPORT], input=told, text=True, capture_output=True, timeout=60, check=False,
                           env={**clean, "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, **environment})  # fmt: skip
 
 
@@ -66,8 +68,8 @@ def value_of(value):
 def test_rows_arrive_as_spans(receiver):
     """One span an attempt: times, names, tokens and cost; attempts share a trace; the caller's own trace is gone on with."""
     endpoint, got = receiver
-    failed = ROW._replace(request_id="r2", status=503, error="connect_failed", completion_tokens=None, ttft_ms=None)
-    rows = [ROW, failed, failed._replace(attempt=2, model="large", zone="acme"), ROW._replace(request_id="bad", endpoint="/v1/rerank")]
+    failed = replace(ROW, request_id="r2", status=503, error="connect_failed", completion_tokens=None, ttft_ms=None)
+    rows = [ROW, failed, replace(failed, attempt=2, model="large", zone="acme"), replace(ROW, request_id="bad", endpoint="/v1/rerank")]
     done = export(rows, endpoint, OTEL_EXPORTER_OTLP_HEADERS="x-mlflow-experiment-id=7")
     assert done.returncode == 0, done.stderr
     ((path, headers, body),) = got
@@ -89,9 +91,9 @@ def test_rows_arrive_as_spans(receiver):
 
 def test_every_column_but_keys_is_told():
     """A new column of the ledger must be given a name here, or be left out on purpose."""
-    filled = ROW._replace(error="e", why="w", policy_hash="p", config_version="c")
+    filled = replace(ROW, error="e", why="w", policy_hash="p", config_version="c")
     told = attributes_of(filled)
-    assert len(told) == len(Row._fields) - 3 + 2  # not: key_id, at, total_ms; besides: operation, provider
+    assert len(told) == len(Row.__struct_fields__) - 3 + 2  # not: key_id, at, total_ms; besides: operation, provider
     assert "key_id" not in str(told) and "ihk_x" not in told.values()
 
 

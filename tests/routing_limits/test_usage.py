@@ -9,9 +9,11 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
+from routing.audit_verify import ledger_requests
 from routing.ledger import Ledger, Row
-from routing.pace import Pace, pace_of, paces, per_minute, spend_velocity
+from routing.pace import Pace, hasty_runs, pace_of, paces, per_minute, spend_velocity
 from routing.usage import GROUPS, as_records, usage
 from routing.usage_cli import usage as command
 
@@ -21,8 +23,9 @@ AT = 20_000 * DAY + 100.0  # 4 October 2024, UTC
 
 def row(at=AT, request_id="r", attempt=1, **more):
     """An answered attempt of team red's caller."""
-    return Row(at, request_id, attempt, "k", "bot", "/v1", "extraction", "small", "w", 200, "", 10, 5, True, 1.0, 2.0, team="red",
-               run_id="run", data_class="internal", zone="onprem", cost_nanousd=1000, gpu_ms=7)._replace(**more)  # fmt: skip
+    one = Row(at, request_id, attempt, "k", "bot", "/v1", "extraction", "small", "w", 200, "", 10, 5, True, 1.0, 2.0, team="red",
+              run_id="run", data_class="internal", zone="onprem", cost_nanousd=1000, gpu_ms=7)  # fmt: skip
+    return replace(one, **more)
 
 
 ROWS = [
@@ -85,6 +88,12 @@ def test_the_command_tells_it_in_every_form(filled, place, tmp_path):
     assert "1000.000000" in table and "red" in table and "0.000003" in table
 
 
+def test_the_audit_knows_which_requests_to_look_for(filled):
+    """Each request once, however many attempts it took, refused ones too, of the span that is asked for."""
+    assert ledger_requests(filled, 0, AT + 1) == {"r": 1, "t": 1, "u": 1}
+    assert ledger_requests(filled, AT + 1, AT + DAY) == {"s": 1}
+
+
 def test_a_wrong_time_is_told(tmp_path):
     """What can be written instead stands in the message."""
     done = CliRunner().invoke(command, ["--home", str(tmp_path), "--since", "yesterday"])
@@ -102,6 +111,18 @@ def test_the_pace_of_runs_is_read_from_the_ledger(store):
     ledger.close()
     assert paces(store, 0) == {"extraction": Pace(30, 16_000.0, 29_000.0)}
     assert paces(store, AT + DAY) == {}
+
+
+def test_runs_that_spend_far_faster_than_others_are_named(store):
+    """Only runs that have called lately, and with all that they have spent; a task without history has none."""
+    ledger = Ledger(store)
+    for i, (run, cost) in enumerate([("usual", 1000), ("dear", 50_000), ("old", 10**9), ("other", 10**9)]):
+        for call in range(2):
+            at = (0 if run == "old" else AT) + call * 60
+            ledger.append(row(at, f"h{i}-{call}", run_id=run, cost_nanousd=cost, task="chat" if run == "other" else "extraction"))
+    ledger.close()
+    found = hasty_runs(store, {"extraction": Pace(50, 1000.0, 4000.0)}, AT)
+    assert {run: one.severity for run, one in found.items()} == {"dear": "stop"}
 
 
 def test_a_run_far_over_its_tasks_pace_is_found():

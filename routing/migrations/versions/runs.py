@@ -17,6 +17,8 @@ def upgrade() -> None:
         sa.Column("deadline", sa.Float),
         sa.Column("depth", sa.Integer, nullable=False),
         sa.Column("fanout", sa.Integer, nullable=False),
+        sa.Column("data_class", sa.String, nullable=False),
+        sa.Column("raised", sa.Integer, nullable=False),
         sa.Index("runs_parent", "parent"),
     )
     op.create_table("secrets", sa.Column("name", sa.String, primary_key=True), sa.Column("value", sa.String, nullable=False))

@@ -1,0 +1,106 @@
+"""Opens the parts of a worker, reads the configuration in force, all of it together, and sees when the files change.
+
+A change is read and checked whole before it counts; what can't be used is told, and the last good one stays.
+"""
+
+import contextlib
+import hashlib
+from collections.abc import Sequence
+
+from routing.audit import Audit, place_of
+from routing.choose import Fleet
+from routing.config import Routes
+from routing.forward import Door
+from routing.house import House, Plan
+from routing.keys import KeyRing
+from routing.ledger import Ledger, Row
+from routing.metrics import Metrics
+from routing.oidc import Tokens, fetch_through
+from routing.policy import folder_of, load
+from routing.presidio import load_presidio
+from routing.purse import Purse
+from routing.runbook import RunBook
+from routing.settings import Settings
+from routing.store import open_store
+from routing.tracing import Tracing
+from routing.upstream import Pool
+
+
+class Planner:
+    """Makes plans for one worker from its files and its parts."""
+
+    def __init__(self, settings: Settings, keys: KeyRing, *, pool: Pool, ledger: Ledger, purse: Purse, metrics: Metrics) -> None:
+        self._settings = settings
+        self._keys = keys
+        self._pool = pool
+        self._ledger = ledger
+        self._purse = purse
+        self._metrics = metrics
+        self._policies = folder_of("", settings.routes)
+        self._seen = self._look()
+
+    def has_news(self) -> bool:
+        """Whether a file has changed since the last look, or since the first plan was read. Costs a few system calls."""
+        seen = self._look()
+        has_changed, self._seen = seen != self._seen, seen
+        return has_changed
+
+    def read(self, before: Plan | None = None) -> Plan:
+        """The plan of the files as they are now. What is known of a target's health carries over from `before`. Raises `ConfigError`.
+
+        Training the classifier may take seconds: call it in a thread.
+        """
+        settings = self._settings
+        site = settings.site()
+        routes = site.routes
+        folder = folder_of(routes.policies, settings.routes)
+        policy = load(folder, routes, risky_tools=routes.risky_tools)
+        fleet = Fleet(site)
+        tokens = self._tokens(routes, before)
+        if before is not None:
+            fleet.take_over(before.fleet)
+        door = Door(self._pool, self._ledger, self._purse, policy, limits=routes.limits, metrics=self._metrics)
+        version = hashlib.sha256(f"{site.version}{policy.hash}".encode()).hexdigest()[:12]
+        plan = Plan(site, settings.classifier(routes), fleet, policy, (load_presidio(routes.presidio),) if routes.presidio else (), tokens,
+                    door, version)  # fmt: skip
+        if folder != self._policies:
+            self._policies = folder
+            self._seen = self._look()
+        return plan
+
+    def _tokens(self, routes: Routes, before: Plan | None) -> Tokens | None:
+        if before is not None and before.site.routes.oidc == routes.oidc:
+            return before.tokens  # with the keys that it has fetched
+        if routes.oidc is None:
+            return None
+        return Tokens(routes.oidc, fetch_through(self._pool, routes.oidc.jwks), team_limits=self._keys.team_limits)
+
+    def _look(self) -> list[tuple[str, int, int]]:
+        try:
+            policies = sorted(self._policies.iterdir())
+        except OSError:
+            policies = []
+        found = []
+        for path in (self._settings.routes, self._settings.models, *policies):
+            with contextlib.suppress(OSError):  # gone: that is news, too
+                stat = path.stat()
+                found.append((str(path), stat.st_mtime_ns, stat.st_size))
+        return found
+
+
+def open_house(settings: Settings, pool: Pool, tracing: Tracing | None = None) -> tuple[House, Planner]:
+    """One worker's parts, opened under its home, and what reads their files anew. Raises `ConfigError`."""
+    engine = open_store(settings.home)
+    metrics = Metrics()
+
+    def observe(rows: Sequence[Row]) -> None:
+        metrics.observe(rows)
+        if tracing is not None:
+            tracing.observe(rows)
+
+    audit = Audit(place_of(settings.home))
+    ledger = Ledger(engine, observe, audit.flush)
+    purse = Purse(engine)
+    keys = KeyRing(engine)
+    planner = Planner(settings, keys, pool=pool, ledger=ledger, purse=purse, metrics=metrics)
+    return House(engine, planner.read(), keys, purse, RunBook(engine, purse), ledger, audit, metrics, tracing), planner
