@@ -43,7 +43,8 @@ def build(out: Path, *, requirements: Path, catalog: Path, home: Path, python: s
 
 def _environment(out: Path, requirements: Path, python: str) -> dict[str, Any]:
     """Wheels of every pin and of the installer, named by the pins."""
-    name = hashlib.sha256(f"{python}\n{requirements.read_text(encoding='utf-8')}".encode()).hexdigest()[:12]
+    pins = [line for line in requirements.read_text(encoding="utf-8").splitlines() if not line.lstrip().startswith("#")]
+    name = hashlib.sha256("\n".join([python, *pins]).encode()).hexdigest()[:12]
 
     def fill(draft: Path) -> None:
         chosen = ["--only-binary=:all:", "--python-version", python, "--no-deps", "--dest", str(draft / "wheels")]
