@@ -94,3 +94,29 @@ def test_the_example_has_every_group():
     """A copied inventory passes the preflight's first question."""
     groups = yaml.safe_load(EXAMPLE.read_text(encoding="utf-8"))["all"]["children"]
     assert {"head", "gpu_nodes", "router", "data"} <= groups.keys()
+
+
+def rendered(tmp_path, role: str, template: str, hosts: dict[str, dict[str, str]], groups: dict[str, list[str]]) -> dict[str, str]:
+    """A template as each machine of an inventory would get it; no machine is asked."""
+    inventory = {"all": {"hosts": hosts, "children": {group: {"hosts": dict.fromkeys(names)} for group, names in groups.items()},
+                         "vars": {"ansible_connection": "local", "ansible_python_interpreter": sys.executable,
+                                  "inhouse_ip": "{{ ansible_host }}"}}}
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump(inventory))
+    copy = {"src": str(ANSIBLE / "roles" / role / "templates" / template), "dest": f"{tmp_path}/{{{{ inventory_hostname }}}}"}
+    play = [{"hosts": "all", "gather_facts": False, "vars": read(role, "defaults/main.yml"), "tasks": [{"ansible.builtin.template": copy}]}]
+    (tmp_path / "play.yml").write_text(yaml.safe_dump(play))
+    said = tool("ansible-playbook", "-i", str(tmp_path / "hosts.yml"), str(tmp_path / "play.yml"))
+    assert said.returncode == 0, said.stdout
+    return {name: (tmp_path / name).read_text() for name in hosts}
+
+
+def test_a_cells_ports_are_open_to_its_own_machines_alone(tmp_path):
+    """Of two cells none reaches the other's Ray; routers reach Serve on heads and the database, a worker opens SSH and its cell's ports."""
+    hosts = {name: {"ansible_host": f"10.0.0.{i}"} for i, name in enumerate(("a1", "a2", "b1", "b2", "r1"), start=1)}
+    hosts["b2"]["cell_head"] = "b1"
+    groups = {"head": ["a1", "b1"], "gpu_nodes": ["a1", "a2", "b2"], "router": ["r1"], "data": ["r1"]}
+    rules = rendered(tmp_path, "firewall", "firewall.nft.j2", hosts, groups)
+    assert "30000-31000 } ip saddr { 10.0.0.1, 10.0.0.2 } accept" in rules["a2"] and rules["a2"].count("dport") == 2
+    assert "30000-31000 } ip saddr { 10.0.0.3, 10.0.0.4 } accept" in rules["b1"]
+    assert "tcp dport 8100 ip saddr { 10.0.0.5 } accept" in rules["b1"] and "tcp dport 5432 ip saddr { 10.0.0.5 } accept" in rules["r1"]
+    assert "6379" not in rules["r1"] and "policy drop" in rules["r1"]
