@@ -8,7 +8,7 @@ REQUIREMENTS ?= requirements/cpu.txt
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup up down status test test-fast lint bench lab pins demo-models
+.PHONY: help setup up down status test test-fast test-fleet lint bench lab pins demo-models
 
 help:  ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -46,6 +46,9 @@ status: setup  ## show processes, models, readiness, memory and tokens per secon
 
 test: setup lint  ## install what is needed and run all tests, real vLLM and Ray included
 	@$(BIN)/python -m pytest
+
+test-fleet: setup  ## boot three systemd machines on this one and provision them (root, Debian; about half an hour)
+	@$(BIN)/python -m pytest -m fleet -s tests/fleet
 
 test-fast: setup  ## the tests that start no engine
 	@$(BIN)/python -m pytest -m "not slow"

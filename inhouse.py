@@ -15,6 +15,7 @@ import click
 
 _PARTS = {
     "models": ("serving.cli:models", "Find, fetch and size the models of the catalog."),
+    "cell": ("serving.cell_cli:cell", "Run this server's part of a cell: one Ray cluster over several machines."),
     "keys": ("routing.keys_cli:keys", "Make, list, rotate and revoke the API keys of callers, and their budgets."),
     "teams": ("routing.keys_cli:teams", "Make and change teams: what all callers of one together may use."),
     "runs": ("routing.runs_cli:runs", "Show the runs of callers, stop them, raise their limits."),
