@@ -118,6 +118,13 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     return Place(tmp_path, "" if request.param == "sqlite" else _database(request.getfixturevalue("postgresql")))
 
 
+@pytest.fixture
+def write_site() -> Callable[..., None]:
+    """Writes `models.yaml` and `routes.yaml`."""
+    write: Callable[..., None] = _shared.write_site
+    return write
+
+
 @pytest.fixture(scope="session", params=["sqlite", "postgresql"])
 def toll(request: pytest.FixtureRequest, start_router: Callable[..., Any]) -> Iterator[Any]:
     """A router of three workers over each kind of database, whose models cost 20 dollars a million tokens."""
