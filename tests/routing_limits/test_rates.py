@@ -52,3 +52,14 @@ async def test_calls_at_once(make_caller, upstream, chat, say):
             await asyncio.sleep(0.05)
     assert got.status == 200
     open_ones[1].close()
+
+
+async def test_batch_work_may_stand_back_and_nobody_may_push_in(make_caller, upstream, chat):
+    """vLLM's `priority` reaches the engine as it is, where more is later; below 0, or spelled so that only engines read it, it is refused."""
+    _, client = await make_caller("1usd/day")
+    batch = chat(priority=1, max_tokens=5)
+    assert (await client.ask(batch)).status == 200
+    assert upstream.got(batch["tag"])[0].json["priority"] == 1
+    for pushing in (-1, "-1", -1.0, [-1]):
+        got = await client.ask(chat(priority=pushing, max_tokens=5))
+        assert (got.status, got.error["param"]) == (400, "priority")
