@@ -55,7 +55,7 @@ async def test_calls_at_once(make_caller, upstream, chat, say):
 
 
 async def test_batch_work_may_stand_back_and_nobody_may_push_in(make_caller, upstream, chat):
-    """vLLM's `priority` reaches the engine as it is, where more is later; below 0, or spelled so that only engines read it, it is refused."""
+    """vLLM's `priority` reaches the engine as it is, where more is later; below 0, or spelled so that only engines read it, it is 400."""
     _, client = await make_caller("1usd/day")
     batch = chat(priority=1, max_tokens=5)
     assert (await client.ask(batch)).status == 200
