@@ -26,8 +26,8 @@ class Target:
     became of that. Where it said itself how long to leave it alone, nothing is sent to it until then.
     """
 
-    __slots__ = ("cell", "closed_until", "context", "dialects", "failures", "head", "id", "is_ours", "is_tried", "model", "origin", "price", "ready",
-                 "resting_until", "wish", "zone")  # fmt: skip
+    __slots__ = ("cell", "closed_until", "context", "dialects", "failures", "head", "id", "is_ours", "is_tried", "model", "origin", "price",
+                 "ready", "resting_until", "wish", "zone")  # fmt: skip
 
     def __init__(self, model: str, cell: str, origin: Origin) -> None:
         self.model = model
@@ -60,7 +60,7 @@ class Target:
         self.is_tried = False
 
     def rest(self, wish_s: float | None = None, *, kind: str = "") -> None:
-        """It failed before answering: others first, for a while; for as long as it said itself, where it did, and of what `kind` that was."""
+        """It failed before answering: others first, for a while. Where it said itself how long, with a failure of this `kind`: nobody."""
         now = time.monotonic()
         self.is_tried = False
         if wish_s is not None:

@@ -125,8 +125,8 @@ class Door:
         answer = await self._pool.send(target.origin, _request(attempt), self._times(attempt))
         try:
             content_type = _content_type(answer)
-            if not target.is_ours and answer.header(b"content-encoding") not in (b"", b"identity"):  # we asked for none
-                raise UpstreamError("encoded", sent=True)
+            if not target.is_ours:
+                _check_encoding(answer)
             is_stream = content_type.startswith(b"text/event-stream")
             body = await _first(answer) if is_stream else await answer.body(self._answer_bytes)
         except BaseException:
@@ -205,6 +205,12 @@ def _content_type(answer: Answer) -> bytes:
         return content_type
     wait_s = _wish(answer.header(b"retry-after")) if status == 429 or status >= 500 else None
     raise UpstreamError("busy" if status == 429 else f"status_{status}", sent=True, retry_after_s=wait_s)
+
+
+def _check_encoding(answer: Answer) -> None:
+    """Raises `UpstreamError` where a provider encodes what it was asked to leave as it is: a caller could not read it."""
+    if answer.header(b"content-encoding") not in (b"", b"identity"):
+        raise UpstreamError("encoded", sent=True)
 
 
 def _wish(given: bytes) -> float | None:

@@ -8,6 +8,9 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from sqlalchemy import Engine
+
+from routing.accounts import declare
 from routing.audit import Audit, place_of
 from routing.choose import Fleet
 from routing.config import Routes
@@ -30,8 +33,11 @@ from routing.upstream import Pool
 class Planner:
     """Makes plans for one worker from its files and its parts."""
 
-    def __init__(self, settings: Settings, keys: KeyRing, *, pool: Pool, ledger: Ledger, purse: Purse, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: Settings, engine: Engine, keys: KeyRing, *, pool: Pool, ledger: Ledger, purse: Purse, metrics: Metrics
+    ) -> None:
         self._settings = settings
+        self._engine = engine
         self._keys = keys
         self._pool = pool
         self._ledger = ledger
@@ -49,7 +55,7 @@ class Planner:
     def read(self, before: Plan | None = None) -> Plan:
         """The plan of the files as they are now. What is known of a target's health carries over from `before`. Raises `ConfigError`.
 
-        Training the classifier may take seconds: call it in a thread.
+        Tasks' budgets are in the database when it returns. Training the classifier may take seconds: call it in a thread.
         """
         settings = self._settings
         site = settings.site()
@@ -68,6 +74,7 @@ class Planner:
         if watched != self._watched:
             self._watched = watched
             self._seen = self._look()
+        declare(self._engine, "task", {name: task.limits() for name, task in site.tasks.items() if task.budgets})
         return plan
 
     def _tokens(self, routes: Routes, before: Plan | None) -> Tokens | None:
@@ -101,5 +108,5 @@ def open_house(settings: Settings, pool: Pool, tracing: Tracing | None = None) -
     ledger = Ledger(engine, observe, audit.flush)
     purse = Purse(engine)
     keys = KeyRing(engine)
-    planner = Planner(settings, keys, pool=pool, ledger=ledger, purse=purse, metrics=metrics)
+    planner = Planner(settings, engine, keys, pool=pool, ledger=ledger, purse=purse, metrics=metrics)
     return House(engine, planner.read(), keys, purse, RunBook(engine, purse), ledger, audit, metrics, tracing), planner
