@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from itertools import count
 
 from routing.config import Site, Task
+from routing.holds import Account
 from routing.prices import Price, price_of, priced
 from routing.providers import Hosted
 from routing.upstream import Origin, UpstreamError
@@ -26,8 +27,8 @@ class Target:
     became of that. Where it said itself how long to leave it alone, nothing is sent to it until then.
     """
 
-    __slots__ = ("cell", "closed_until", "context", "dialects", "failures", "head", "id", "is_ours", "is_tried", "model", "origin", "price",
-                 "ready", "resting_until", "wish", "zone")  # fmt: skip
+    __slots__ = ("accounts", "cell", "closed_until", "context", "dialects", "failures", "head", "id", "is_ours", "is_tried", "model",
+                 "origin", "price", "ready", "resting_until", "wish", "zone")  # fmt: skip
 
     def __init__(self, model: str, cell: str, origin: Origin) -> None:
         self.model = model
@@ -40,6 +41,7 @@ class Target:
         self.dialects = _OURS
         self.price = Price(0, 0, 0)
         self.context = _CONTEXT
+        self.accounts: tuple[Account, ...] = ()  # of its model, whoever asks
         self.ready = False
         self.failures = 0
         self.is_tried = False
@@ -60,7 +62,7 @@ class Target:
         self.is_tried = False
 
     def rest(self, wish_s: float | None = None, *, kind: str = "") -> None:
-        """It failed before answering: others first, for a while. Where it said itself how long, with a failure of this `kind`: nobody."""
+        """It failed before answering: others first, for a while, or for as long as it said itself, with a failure of this `kind`."""
         now = time.monotonic()
         self.is_tried = False
         if wish_s is not None:

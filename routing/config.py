@@ -57,6 +57,13 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         return budgets_of(self.budgets)
 
 
+class ModelLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What all callers together may use of a model, whichever task asks it, as `120calls/minute` or `8concurrent`."""
+
+    model: str
+    budgets: tuple[str, ...]
+
+
 class Cell(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One Ray cluster, by the address of its Serve proxy. A model answers at `<url>/models/<name>`."""
 
@@ -135,6 +142,7 @@ class Routes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     limits: Limits = Limits()
     media_domains: tuple[str, ...] = ()
     providers: tuple[Provider, ...] = ()
+    model_limits: tuple[ModelLimits, ...] = ()
     zones: tuple[Zone, ...] = ZONES
     data_classes: tuple[DataClass, ...] = CLASSES
     default_class: str = "internal"
@@ -184,6 +192,7 @@ def read_site(routes_path: Path, catalog: Catalog, *, models_port: int = MODELS_
         raise document.error("$.default_task", f"no task `{routes.default_task}`{nearest(routes.default_task, tasks)}")
     _check_places(document, routes)
     _check_numbers(document, routes)
+    _check_model_limits(document, routes, {**models, **hosted})
     cells = routes.cells or (Cell(name="local", url=f"http://127.0.0.1:{models_port}"),)
     _check_labels(document, routes, tasks, hosted, {cell.zone for cell in cells})
     if routes.oidc is not None:
@@ -220,6 +229,17 @@ def _check_labels(document: Document, routes: Routes, tasks: dict[str, Task], ho
     check_classes(document, routes, zones_used=zones, classes_used=classes)
     reach = {name: [{hosted[model].provider.zone} if model in hosted else ours for model in task.models()] for name, task in tasks.items()}
     check_reach(document, routes, {name: set().union(*those) for name, those in reach.items()})
+
+
+def _check_model_limits(document: Document, routes: Routes, models: Collection[str]) -> None:
+    for i, limited in enumerate(routes.model_limits):
+        if limited.model not in models or limited.model in (other.model for other in routes.model_limits[:i]):
+            raise document.error(f"$.model_limits[{i}].model", f"`{limited.model}` is no model, or is limited twice"
+                                 f"{nearest(limited.model, models)}")  # fmt: skip
+        try:
+            budgets_of(limited.budgets)
+        except ValueError as error:
+            raise document.error(f"$.model_limits[{i}].budgets", str(error)) from error
 
 
 def _check_places(document: Document, routes: Routes) -> None:

@@ -108,7 +108,7 @@ class Door:
         assert call.about is not None and call.asked is not None, "a call is labelled before it goes out"
         if not may_leave(self._policy, call.about, model=target.model, zone=target.zone):
             raise Denied(f"data of class `{call.data_class}` may not go to `{target.model}`", code="residency")
-        path = call.endpoint.path
+        path, accounts = call.endpoint.path, accounts + target.accounts
         prompt, most, answers = worst_of(path, call.asked.body, target.context) if accounts and not call.endpoint.is_free else _NO_WORK
         ask = Ask(accounts, prompt, most, target.price, call.request_id, number, answers)
         hold = self._purse.try_reserve(ask)
@@ -124,9 +124,7 @@ class Door:
         call, target = attempt.call, attempt.target
         answer = await self._pool.send(target.origin, _request(attempt), self._times(attempt))
         try:
-            content_type = _content_type(answer)
-            if not target.is_ours:
-                _check_encoding(answer)
+            content_type = _content_type(answer, may_encode=target.is_ours)
             is_stream = content_type.startswith(b"text/event-stream")
             body = await _first(answer) if is_stream else await answer.body(self._answer_bytes)
         except BaseException:
@@ -196,21 +194,17 @@ def _lowered(hold: Hold) -> int | None:
     return hold.max_tokens if hold.max_tokens < hold.asked_tokens else None
 
 
-def _content_type(answer: Answer) -> bytes:
+def _content_type(answer: Answer, *, may_encode: bool) -> bytes:
     """The type of an answer that may go to the caller. Raises `UpstreamError` for one that is no model's last word."""
     content_type = answer.header(b"content-type")
     status = answer.status
+    if not may_encode and answer.header(b"content-encoding") not in (b"", b"identity"):  # we asked for none
+        raise UpstreamError("encoded", sent=True)
     is_refusal = (400 <= status < 500 and status not in _NOT_THE_CALLERS) or status == 501
     if status < 300 or (is_refusal and b"json" in content_type):  # engines refuse in JSON, proxies in prose; nobody follows a redirect
         return content_type
     wait_s = _wish(answer.header(b"retry-after")) if status == 429 or status >= 500 else None
     raise UpstreamError("busy" if status == 429 else f"status_{status}", sent=True, retry_after_s=wait_s)
-
-
-def _check_encoding(answer: Answer) -> None:
-    """Raises `UpstreamError` where a provider encodes what it was asked to leave as it is: a caller could not read it."""
-    if answer.header(b"content-encoding") not in (b"", b"identity"):
-        raise UpstreamError("encoded", sent=True)
 
 
 def _wish(given: bytes) -> float | None:

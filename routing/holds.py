@@ -4,6 +4,7 @@ Where allotments come from is `purse`'s business.
 """
 
 import time
+from operator import gt
 from typing import NamedTuple
 
 from routing.accounts import Key, Part, Want
@@ -86,12 +87,17 @@ class Hold:
         return self._ask.max_tokens
 
     def settle(self, prompt_tokens: int | None, completion_tokens: int | None, *, exact: bool) -> Charge:
-        """Charges what the call used. Only exact counts give something back; without them the worst case is charged. Never raises."""
+        """Charges what the call used, and no more than was reserved where a model ignores what it may write.
+
+        Only exact counts give something back; without them the worst case is charged. Never raises.
+        """
         if exact and prompt_tokens is not None and completion_tokens is not None:
             price = self._ask.price
             charge = price.charge(max(0, prompt_tokens), max(0, completion_tokens))  # an engine may say anything
             if price.wall_gpus:
                 charge = price.wall(self.worst, time.monotonic() - self._since)._replace(tokens=charge.tokens)
+            if self._ask.accounts and any(map(gt, charge, self.worst)):
+                charge = Charge(*map(min, charge, self.worst))
         else:
             charge = self.worst
         return self._close(charge)

@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 
 from routing.accounts import declare
 from routing.audit import Audit, place_of
+from routing.budgets import budgets_of
 from routing.choose import Fleet
 from routing.config import Routes
 from routing.forward import Door
@@ -66,6 +67,7 @@ class Planner:
         tokens = self._tokens(routes, before)
         if before is not None:
             fleet.take_over(before.fleet)
+        self._declare(routes, fleet)
         door = Door(self._pool, self._ledger, self._purse, policy, limits=routes.limits, metrics=self._metrics)
         version = hashlib.sha256(f"{site.version}{policy.hash}".encode()).hexdigest()[:12]
         plan = Plan(site, settings.classifier(routes), fleet, policy, (load_presidio(routes.presidio),) if routes.presidio else (), tokens,
@@ -76,6 +78,14 @@ class Planner:
             self._seen = self._look()
         declare(self._engine, "task", {name: task.limits() for name, task in site.tasks.items() if task.budgets})
         return plan
+
+    def _declare(self, routes: Routes, fleet: Fleet) -> None:
+        """Makes the limits that the file gives to tasks and models those of the database."""
+        models = {limited.model: budgets_of(limited.budgets) for limited in routes.model_limits}
+        declare(self._engine, "task", {task.name: task.limits() for task in routes.tasks if task.budgets})
+        declare(self._engine, "model", models)
+        for target in fleet.all():
+            target.accounts = self._purse.accounts("model", target.model, models.get(target.model, ()))
 
     def _tokens(self, routes: Routes, before: Plan | None) -> Tokens | None:
         if before is not None and before.site.routes.oidc == routes.oidc:

@@ -123,7 +123,7 @@ def assign(plan: Plan, call: Call, asked: Asked) -> None:
 
 async def join(house: House, call: Call, given: bytes) -> None:
     """The run that the call belongs to. Raises `NotFound` for another's, `RunStopped` where it is over."""
-    await asyncio.to_thread(house.runs.refresh)  # what another worker learnt of its data a moment ago must be known here
+    await house.runs.look()  # what another worker learnt of its data a moment ago must be known here
     run_id = given.decode("latin-1").strip()
     call.run = house.runs.known(run_id, call.caller.name) or await house.runs.find(run_id, call.caller.name)
 

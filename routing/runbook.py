@@ -40,7 +40,8 @@ class Run(NamedTuple):
 
 
 class RunBook:
-    """One worker's runs. All but `refresh` belong to the event loop."""
+    """One worker's runs. Belongs to the event loop. It reads in a thread, and one thing at a time: what was read later never gives way to
+    what was read before."""
 
     def __init__(self, engine: Engine, purse: Purse) -> None:
         self._engine = engine
@@ -48,9 +49,10 @@ class RunBook:
         self._signer = Signer(engine)
         self._runs: dict[str, Run] = {}
         self._version = -1
+        self._reading = asyncio.Lock()
+        self._begun = self._done = 0  # looks, and the last one that came to its end
         self._classes: dict[str, str] = {}  # of the runs at the top
         self.killed: dict[str, str] = {}  # of the runs that are known here, those that were stopped: why
-        self.refresh()
 
     def known(self, given: str, caller: str) -> Run | None:
         """The run of a signed id, where this worker knows it. Raises `NotFound` for another's, `RunStopped` where it is over."""
@@ -71,12 +73,11 @@ class RunBook:
         run = self.known(given, caller)
         if run is None:
             run_id = self._signer.open(given, caller)
-            version, line = await asyncio.to_thread(self._line, run_id)
-            if not line:
-                raise runs.unknown(given)
-            self._remember(line, given)
-            if version != self._version:
-                self._version = -1  # something was stopped while it was read, and the look that saw it did not know this run
+            async with self._reading:
+                line = await asyncio.to_thread(self._line, run_id)
+                if not line:
+                    raise runs.unknown(given)
+                self._remember(line, given)
             runs.refuse_stopped(line[0], time.time())
             run = self._runs[given]
         return run
@@ -99,7 +100,7 @@ class RunBook:
         """`DELETE /v1/runs/<id>`: ends the run and all below it, here at once and in other workers with their next look."""
         run_id = self._signer.open(given, caller)
         await asyncio.to_thread(runs.stop_run, self._engine, run_id, "its caller ended it")
-        await asyncio.to_thread(self.refresh)
+        await self.look()
         return await self.show(given, caller)
 
     def class_of(self, run: Run) -> str:
@@ -109,36 +110,45 @@ class RunBook:
     async def raise_class(self, run: Run, higher: Callable[[str], str]) -> None:
         """Raises the data class of the run's tree. When this returns, it is known to every worker that looks before it answers."""
         await asyncio.to_thread(runs.raise_class, self._engine, run.root, higher)
-        await asyncio.to_thread(self.refresh)
+        await self.look()
 
     async def stop_for(self, run: Run, reason: str) -> None:
         """Stops a run for a reason of the router's own, as a loop that was found."""
         await asyncio.to_thread(runs.stop_run, self._engine, run.id, reason)
-        await asyncio.to_thread(self.refresh)
+        await self.look()
 
-    def refresh(self) -> None:
-        """Takes in what was stopped or raised anywhere. Call it twice a second or more often, in a thread; then end what calls on behalf
-        of the runs in `killed`."""
-        version = runs.changes_of(self._engine)
+    async def look(self) -> None:
+        """Takes in what was stopped or raised anywhere before this was called; who calls at the same time shares a look. Call it twice a
+        second or more often, and then end what calls on behalf of the runs in `killed`."""
+        due = self._begun + 1  # a look under way may have read already
+        async with self._reading:
+            if self._done < due:
+                self._begun = begun = self._begun + 1
+                await self._take_in()
+                self._done = begun
+
+    async def _take_in(self) -> None:
+        version = await asyncio.to_thread(runs.changes_of, self._engine)
         if version == self._version:
             return
-        known = list(self._runs.items())
-        ids = {one for _, run in known for one in (run.id, run.root)}
-        asked = select(RUNS.c.id, RUNS.c.state, RUNS.c.reason, RUNS.c.deadline, RUNS.c.data_class, RUNS.c.raised).where(RUNS.c.id.in_(ids))
-        with self._engine.connect() as connection:
-            rows = {row.id: row for row in connection.execute(asked)}
+        ids = {one for run in self._runs.values() for one in (run.id, run.root)}
+        rows = await asyncio.to_thread(self._rows, ids)
         self._version = version
         self.killed = {row.id: row.reason for row in rows.values() if row.state != "open"}
         self._classes = {row.id: row.data_class for row in rows.values()}
-        for given, run in known:
+        for given, run in self._runs.items():
             deadline, raised = rows[run.id].deadline or math.inf, rows[run.id].raised
             if (deadline, raised) != (run.deadline, run.raised):
                 self._runs[given] = run._replace(deadline=deadline, raised=raised)
 
-    def _line(self, run_id: str) -> tuple[int, list[Stored]]:
-        version = runs.changes_of(self._engine)
+    def _rows(self, ids: set[str]) -> dict[str, Any]:
+        asked = select(RUNS.c.id, RUNS.c.state, RUNS.c.reason, RUNS.c.deadline, RUNS.c.data_class, RUNS.c.raised).where(RUNS.c.id.in_(ids))
         with self._engine.connect() as connection:
-            return version, runs.lineage(connection, run_id)
+            return {row.id: row for row in connection.execute(asked)}
+
+    def _line(self, run_id: str) -> list[Stored]:
+        with self._engine.connect() as connection:
+            return runs.lineage(connection, run_id)
 
     def _remember(self, line: list[Stored], given: str) -> None:
         accounts = tuple(account for run in line for account in self._purse.accounts("run", run.id, runs.budgets_of_run(run)))

@@ -138,7 +138,7 @@ class Worker:
             await asyncio.sleep(_TICK_S)
             try:
                 await asyncio.to_thread(house.keys.refresh)
-                await asyncio.to_thread(house.runs.refresh)
+                await house.runs.look()
                 house.underway.end(house.runs.killed)
             except (SQLAlchemyError, OSError) as error:  # the keys and runs that are known stay in force
                 log.warning("the database can't be read (%s); going on with what is known", type(error).__name__)

@@ -1,7 +1,6 @@
-"""The command: generate rows, print example prompts, score a served model on the held-out cases."""
+"""The command that makes a suite's rows, or bare prompts for a router. Asking and scoring: `inhouse eval run`."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -23,18 +22,6 @@ def _generate(asked: argparse.Namespace) -> None:
         asked.out.write_text(text, encoding="utf-8")
 
 
-def _score(asked: argparse.Namespace) -> None:
-    from evals.suites.scoring import score_task
-
-    report = score_task(asked.base_url, asked.model, asked.task, limit=asked.limit, key=asked.key)
-    if asked.json:
-        print(json.dumps(report, indent=2))
-        return
-    print(f"{report['task']} on {report['model']}: {report['right']} of {report['asked']} right ({report['exact']:.1%})")
-    for name, value in report["slices"].items():
-        print(f"  {name:18} {value['right']:4} of {value['asked']:4}")
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Reads the command line and does the one thing asked."""
     parser = argparse.ArgumentParser(prog="python -m evals.suites", description=__doc__)
@@ -47,14 +34,6 @@ def main(arguments: list[str] | None = None) -> None:
     generate.add_argument("--prompts", action="store_true", help="bare prompts of the training split, separated by ---")
     generate.add_argument("--out", type=Path, help="default: standard output")
     generate.set_defaults(run=_generate)
-    score = commands.add_parser("score", help="ask a served model the held-out cases")
-    score.add_argument("--base-url", required=True, help="for example http://127.0.0.1:8000/v1")
-    score.add_argument("--model", required=True)
-    score.add_argument("--task", choices=TASKS, required=True)
-    score.add_argument("--limit", type=int)
-    score.add_argument("--key", help="bearer token")
-    score.add_argument("--json", action="store_true")
-    score.set_defaults(run=_score)
     asked = parser.parse_args(arguments)
     asked.run(asked)
 

@@ -9,15 +9,12 @@ import importlib
 import json
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, cast
 
-import yaml
+from evals.suite import SUITES, Task, read_task
 
 Row = dict[str, Any]
-SUITES = Path(__file__).parent
-TASKS = ("extraction", "reasoning", "chat")
+TASKS = ("extraction", "reasoning", "chat", "intent", "policy", "tools", "sql")
 SPLITS = ("train", "test")
 TEST_SHARE = 10  # one prompt in ten can only ever be a test prompt
 UNSEEN_SHARE = 0.3  # of the test cases: words or phrasings that training never has
@@ -33,28 +30,14 @@ SYSTEM_MESSAGES = (
 
 
 class Generator(Protocol):
-    """What a suite's generator.py offers. The case has prompt, completion, target, slice, cluster, and maybe accept."""
+    """What a suite's generator.py offers. The case has prompt, completion, slice, cluster, and target, accept or expected."""
 
     def case(self, rng: random.Random, *, unseen: bool = False) -> Row: ...
 
 
-@dataclass(frozen=True)
-class Task:
-    """One task.yaml."""
-
-    name: str
-    description: str
-    prompt: str
-    scorer: str
-    licence: str
-    generator: str
-    seed: int
-    held_out: int
-
-
 def task(name: str) -> Task:
-    """Reads evals/suites/NAME/task.yaml; an unknown or missing key is a TypeError."""
-    return Task(**yaml.safe_load((SUITES / name / "task.yaml").read_text(encoding="utf-8")))
+    """Reads evals/suites/NAME/task.yaml."""
+    return read_task(SUITES / name)
 
 
 def split_of(prompt: str) -> str:
@@ -99,7 +82,7 @@ def rows(name: str, split: str, n: int, seed: int | None = None) -> Iterator[Row
         seen.add(made["prompt"])
         done += 1
         row = {"id": f"{name}-{done:04d}", "messages": _messages(generator, rng, split, made)}
-        kept = ("target", "accept", "slice", "cluster") + (("completion",) if split == "train" else ())
+        kept = ("target", "accept", "expected", "slice", "cluster") + (("completion",) if split == "train" else ())
         yield row | {field: made[field] for field in kept if field in made}
 
 

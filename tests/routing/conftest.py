@@ -13,7 +13,6 @@ import os
 import re
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -27,13 +26,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from hypothesis import settings
+from sqlalchemy import text
 
 from routing import keys
 from routing.store import open_store
-
-settings.register_profile("house", deadline=None, max_examples=60)  # a busy machine is no failure
-settings.load_profile("house")
 
 EXTRACTION = [
     f"{verb} the {thing} {what}"
@@ -51,7 +47,7 @@ CHAT = [
 ]
 
 
-def wait_until(claim: Callable[[], Any], within_s: float = 10.0) -> Any:
+def wait_until(claim: Callable[[], Any], within_s: float = 20.0) -> Any:
     """The first true value of `claim`; fails where none comes in time."""
     deadline = time.monotonic() + within_s
     while not (value := claim()):
@@ -468,10 +464,9 @@ class Router:
         """The ledger's rows (of one request), once there are `n`."""
 
         def look() -> list[dict[str, Any]] | None:
-            with contextlib.closing(sqlite3.connect(self.home / "state" / "inhouse.db", timeout=10)) as connection:
-                connection.row_factory = sqlite3.Row
-                found = connection.execute("select * from ledger where ? is null or request_id = ? order by id", (request_id, request_id))
-                rows = [dict(row) for row in found]
+            with self.engine.connect() as connection:
+                mine = text("select * from ledger where :id = '' or request_id = :id order by id")
+                rows = [dict(row) for row in connection.execute(mine, {"id": request_id or ""}).mappings()]
             return rows if len(rows) >= n else None
 
         return wait_until(lambda: (found := look()) is not None and [found], within_s)[0]
@@ -505,9 +500,11 @@ def free_port() -> int:
 MODEL_NAMES = ("alpha", "beta", "gamma")
 
 
-def write_site(home: Path, *, cells: list[str], limits: dict[str, Any], taught: bool, **routes: Any) -> None:
+def write_site(
+    home: Path, *, cells: list[str], limits: dict[str, Any], taught: bool, price: dict[str, Any] | None = None, **routes: Any
+) -> None:
     """`models.yaml` and `routes.yaml` (JSON is YAML) under `home`. Untaught tasks can't serve `auto`, and start faster."""
-    models = [{"name": name, "path": ".", "license": "x", "price": {"usd_per_gpu_hour": 1}} for name in MODEL_NAMES]
+    models = [{"name": name, "path": ".", "license": "x", "price": price or {"usd_per_gpu_hour": 1}} for name in MODEL_NAMES]
     models[1]["adapters"] = [{"name": "beta-adapter", "path": "."}]
     tasks = [
         {
@@ -565,6 +562,7 @@ def start_router(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -
         cells: list[str] | None = None,
         limits: dict[str, Any] | None = None,
         taught: bool = False,
+        database: str = "",
         program: Sequence[str] = ("-m", "routing.server"),
         environment: Mapping[str, str] | None = None,
         **routes: Any,
@@ -575,6 +573,7 @@ def start_router(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -
         port = free_port()
         whole = {
             **os.environ,
+            "INHOUSE_DATABASE": database,
             "INHOUSE_HOME": str(home),
             "INHOUSE_MODELS": str(home / "models.yaml"),
             "INHOUSE_PORT": str(port),
@@ -589,7 +588,7 @@ def start_router(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -
             process = subprocess.Popen([sys.executable, *program], env=whole, stdout=out, stderr=out, start_new_session=True)
         router = Router(home, port, process, log)
         started.append(router)
-        router.engine = open_store(home)
+        router.engine = open_store(home, database or None)
         router.key = keys.create(router.engine, "tester")
         wait_until(lambda: router.is_up() or router.process.poll() is not None, 60)
         assert router.process.poll() is None, log.read_text()

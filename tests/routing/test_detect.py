@@ -276,10 +276,13 @@ def test_a_large_random_file_is_no_personal_data():
 
 
 def test_ordinary_text_is_let_be():
-    """Of the 900 requests of the eval suites those are flagged that give a telephone number, and no others: no false alarm."""
+    """Of the requests of all eval suites those are flagged that give a telephone number or an address, and no others: no false alarm."""
     suites = Path(__file__).parents[2] / "evals" / "suites"
     asked = [json.loads(line)["messages"] for file in suites.glob("*/cases.jsonl") for line in file.read_text().splitlines()]
-    assert len(asked) == 900
-    flagged = [(messages, found) for messages in asked if (found := find(json.dumps({"messages": messages}).encode()))]
-    assert {found for _, found in flagged} == {frozenset(["phone"])}
-    assert len(flagged) == sum("phone number to 555" in str(messages) for messages in asked) == 12
+    assert len(asked) >= 900
+    flagged = [(str(messages), found) for messages in asked if (found := find(json.dumps({"messages": messages}).encode()))]
+    phones = [text for text, found in flagged if found == {"phone"}]
+    emails = [text for text, found in flagged if found == {"email"}]
+    assert len(phones) == sum("phone number to 555" in str(messages) for messages in asked) > 0
+    assert len(emails) == sum("@example.com" in str(messages) for messages in asked) > 0
+    assert len(phones) + len(emails) == len(flagged)

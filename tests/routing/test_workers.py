@@ -21,7 +21,7 @@ def in_group(pgid):
     return out
 
 
-async def served(router, chat, *, within_s=20):
+async def served(router, chat, *, within_s=60):
     """Waits until a request is answered, over new connections."""
     async with asyncio.timeout(within_s):
         while True:
@@ -68,7 +68,7 @@ async def test_the_other_worker_serves_while_one_is_killed(pair, chat, wait_unti
     first, second = wait_until(lambda: len(found := pair.workers()) == 2 and found)
     os.kill(first, signal.SIGKILL)
     await served(pair, chat)
-    wait_until(lambda: len(found := pair.workers()) == 2 and first not in found, 30)
+    wait_until(lambda: len(found := pair.workers()) == 2 and first not in found, 60)
     assert second in pair.workers()
     await served(pair, chat)
     await pair.get("/metrics")

@@ -1,22 +1,40 @@
 """The databases of these tests: a SQLite file, and a real PostgreSQL that is started for the session and thrown away after it."""
 
+import asyncio
+import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import settings
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Engine, create_engine, select
 
-from routing.store import open_store
+from routing import keys
+from routing.budgets import budgets_of
+from routing.keys import Allowed
+from routing.store import ACCOUNTS, open_store
 
-settings.register_profile("house", deadline=None, max_examples=60)  # a busy machine is no failure
-settings.load_profile("house")
+
+def _doors() -> ModuleType:
+    """`tests/routing/conftest.py`, where routers and upstreams are made; pytest's importlib mode leaves test folders off the path."""
+    spec = importlib.util.spec_from_file_location("doors", Path(__file__).parents[1] / "routing" / "conftest.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+_shared = _doors()
+upstream, start_router, say = _shared.upstream, _shared.start_router, _shared.say
+chat, wait_until, tag = _shared._chat, _shared._wait_until, _shared.tag
+PRICE = {"usd_per_million_input_tokens": 20, "usd_per_million_output_tokens": 20}  # 20,000 nano-USD a token
 
 
 class Place(NamedTuple):
@@ -33,20 +51,6 @@ class Place(NamedTuple):
     def environment(self) -> dict[str, str]:
         """For a process of its own."""
         return {**os.environ, "INHOUSE_HOME": str(self.home), "INHOUSE_DATABASE": self.url}
-
-
-@pytest.fixture
-def wait_until() -> Callable[..., Any]:
-    """Waits for a claim to become true and returns its value."""
-
-    def _wait(claim: Callable[[], Any], within_s: float = 20.0) -> Any:
-        deadline = time.monotonic() + within_s
-        while not (value := claim()):
-            assert time.monotonic() < deadline, f"not so within {within_s} s"
-            time.sleep(0.02)
-        return value
-
-    return _wait
 
 
 def _program(name: str) -> str | None:
@@ -81,7 +85,7 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
     finally:
         if server is not None:
-            server.terminate()
+            server.send_signal(signal.SIGINT)  # without waiting for those who are connected
             server.wait(20)
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -112,6 +116,45 @@ def _database(url: str) -> str:
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     """An empty database of each kind."""
     return Place(tmp_path, "" if request.param == "sqlite" else _database(request.getfixturevalue("postgresql")))
+
+
+@pytest.fixture(scope="session", params=["sqlite", "postgresql"])
+def toll(request: pytest.FixtureRequest, start_router: Callable[..., Any]) -> Iterator[Any]:
+    """A router of three workers over each kind of database, whose models cost 20 dollars a million tokens."""
+    url = "" if request.param == "sqlite" else _database(request.getfixturevalue("postgresql"))
+    router = start_router(workers=3, database=url, price=PRICE)
+    router.extra["place"] = Place(router.home, url)
+    yield router
+    router.stop()  # before its database
+
+
+@pytest.fixture
+def make_caller(toll: Any) -> Callable[..., Any]:
+    """Makes callers of the toll with budgets: (name, client). Waits until all workers know the key: on PostgreSQL after a look each."""
+
+    async def _make(*budgets: str, **allowed: Any) -> tuple[str, Any]:
+        name = f"caller-{uuid.uuid4().hex[:8]}"
+        client = _shared.Client(toll.port, keys.create(toll.engine, name, allowed=Allowed(limits=budgets_of(budgets), **allowed)))
+        in_a_row = 0
+        while toll.engine.dialect.name != "sqlite" and in_a_row < 15:
+            in_a_row = in_a_row + 1 if (await client.get("/v1/models")).status == 200 else 0
+            await asyncio.sleep(0.04)
+        return name, client
+
+    return _make
+
+
+@pytest.fixture
+def books(toll: Any) -> Callable[..., list[tuple[int, int, int]]]:
+    """(spent, held, limit) of the toll's accounts of a kind, as of one moment: all of them, or one scope's, or one unit's."""
+
+    def _books(kind: str, scope: str = "", unit: str = "") -> list[tuple[int, int, int]]:
+        asked = select(ACCOUNTS.c.spent, ACCOUNTS.c.held, ACCOUNTS.c.most).where(ACCOUNTS.c.kind == kind)
+        asked = asked.where(ACCOUNTS.c.scope == scope) if scope else asked
+        with toll.engine.connect() as connection:
+            return [tuple(map(int, row)) for row in connection.execute(asked.where(ACCOUNTS.c.unit == unit) if unit else asked)]
+
+    return _books
 
 
 @pytest.fixture

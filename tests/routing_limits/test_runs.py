@@ -4,13 +4,16 @@ OWASP AISVS C9.1.1 (budgets, depth, fan-out, time), C9.1.2 (what loops is cut), 
 """
 
 import asyncio
+import contextlib
 import json
+import threading
 import time
 
 import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import event
 
 import inhouse
 from routing import runs
@@ -121,7 +124,7 @@ async def test_a_run_ends_at_its_deadline_with_all_below_it(book, store):
             await book.find(top, "ann")
     assert (await book.show(top, "ann"))["state"] == "expired"
     runs.raise_run(store, top.partition(".")[0], Limits(seconds=600.0))
-    book.refresh()
+    await book.look()
     child = await new(book, top, seconds=6000)
     assert (await book.find(child, "ann")).deadline <= (await book.find(top, "ann")).deadline
 
@@ -163,7 +166,7 @@ async def test_a_stop_reaches_all_below_and_every_worker(store, book, purse):
         await other.find(one, "ann")
     answer = await book.stop(child, "ann")
     assert (answer["state"], answer["children"][0]["state"]) == ("stopped", "stopped")
-    other.refresh()
+    await other.look()
     assert set(other.killed) == {one.partition(".")[0] for one in (child, leaf)}
     for one in (child, leaf):
         for worker in (book, other):
@@ -185,23 +188,57 @@ async def test_a_person_may_raise_and_resume(store, book, purse):
     with pytest.raises(RunStopped, match="above it is stopped"):
         runs.raise_run(store, child.partition(".")[0], Limits(usd=9))
     runs.raise_run(store, top.partition(".")[0], Limits(usd=0.07))
-    book.refresh()
+    await book.look()
     await spend(book, purse, child, 2)
     with pytest.raises(BudgetExceeded, match=r"0\.07usd spent"):
         await spend(book, purse, child, 1)
 
 
+@contextlib.asynccontextmanager
+async def reading(store, what):
+    """While the block runs, the first statement with these words has been answered by the database, and whoever asked doesn't know it."""
+    reached, opened = threading.Event(), threading.Event()
+
+    @event.listens_for(store, "after_cursor_execute")
+    def _hold(connection, cursor, statement, *_):
+        if what in " ".join(statement.split()) and not reached.is_set():
+            reached.set()
+            opened.wait(20)
+
+    async def _block():
+        assert await asyncio.to_thread(reached.wait, 20)
+
+    try:
+        yield _block
+    finally:
+        opened.set()
+
+
 async def test_a_stop_while_a_run_is_read_is_not_missed(store, book):
     """A worker that learns of a run just as it is stopped sees that with its next look."""
     top = await new(book)
-    version, line = book._line(top.partition(".")[0])
-    runs.stop_run(store, line[0].id, "now")
-    book.refresh()
-    book._line = lambda _: (version, line)
-    await book.find(top, "ann")
-    book.refresh()
+    async with reading(store, "FROM runs WHERE runs.id =") as reached:
+        found = asyncio.create_task(book.find(top, "ann"))
+        await reached()
+        runs.stop_run(store, top.partition(".")[0], "now")
+        looked = asyncio.create_task(book.look())
+    await asyncio.gather(found, looked)
     with pytest.raises(RunStopped, match="now"):
         await book.find(top, "ann")
+
+
+async def test_a_look_forgets_nothing_that_was_learnt_meanwhile(store, book, purse):
+    """A worker learns of a run with confidential data while it looks for changes: what the look read before does not lower the class."""
+    other = RunBook(store, purse)
+    top = await new(book)
+    await other.raise_class(await other.find(top, "ann"), lambda _: "confidential")
+    async with reading(store, "runs.id IN") as reached:
+        looked = asyncio.create_task(book.look())
+        await reached()
+        found = asyncio.create_task(book.find(top, "ann"))
+        await asyncio.wait({found}, timeout=0.3)
+    await looked
+    assert book.class_of(await found) == "confidential"
 
 
 async def test_the_commands_show_stop_and_raise(place, store, book):

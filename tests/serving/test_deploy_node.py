@@ -44,8 +44,15 @@ def _pid(cell: Cell, name: str) -> int:
 
 
 def _engine_pid(replica: int) -> int:
-    children = subprocess.run(["pgrep", "-P", str(replica), "-f", "EngineCore"], capture_output=True, text=True, check=True)
-    return int(children.stdout.split()[0])
+    children: list[int] = []
+
+    def has_one() -> bool:  # the title that tells an engine from other children is set a moment after its start
+        found = subprocess.run(["pgrep", "-P", str(replica), "-f", "EngineCore"], capture_output=True, text=True, check=False)
+        children[:] = map(int, found.stdout.split())
+        return bool(children)
+
+    _until(has_one, 30)
+    return children[0]
 
 
 def _answers(cell: Cell, name: str) -> bool:
@@ -158,6 +165,7 @@ def test_adding_changing_and_removing_a_model_restarts_no_other(cell: Cell) -> N
 
 def test_a_killed_engine_is_replaced(cell: Cell) -> None:
     """Its stream ends with an error and not as if complete, the other model is not touched, service returns by itself."""
+    _until(lambda: len(cell.model("beta").replicas) == 1, 60)  # the one that the test before replaced is gone
     replica, other = _pid(cell, "beta"), _pid(cell, "alpha")
     stream = _stream(cell, "beta")
     next(stream)

@@ -1,0 +1,81 @@
+"""What a notebook does in one call: ask a model a suite, put a local stand-in where no key is, bill it at the published price.
+
+A stand-in is named as one in every record, so that no verdict about it can be taken for one about the hosted model.
+"""
+
+import os
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+from msgspec import structs
+
+from evals.client import Endpoint
+from evals.cost import CostError, Own, Price, Prices, usd
+from evals.load import Load, Loaded
+from evals.run import Plan, limited, run
+from evals.store import Stored
+from evals.suite import read_suite
+
+HELD = 0.95  # of the requests within the latency goal
+
+
+class Hosted(NamedTuple):
+    """A hosted model or its stand-in: whom to ask, its published price, and the name for records."""
+
+    endpoint: Endpoint
+    price: Price
+    name: str
+    is_stand_in: bool
+
+
+def hosted(model: str, base_url: str, key_env: str, stand_in: Endpoint, prices: Prices) -> Hosted:
+    """The hosted `provider/model` where the environment has its key, else the stand-in. Raises `CostError` where it has no price."""
+    price = prices.hosted.get(model)
+    if price is None:
+        raise CostError(f"`{model}` has no price in the snapshot of {prices.date}; names are provider/model, as in evals/prices.yaml")
+    if key := os.environ.get(key_env):
+        return Hosted(Endpoint(base_url, model.partition("/")[2], key=key), price, model, is_stand_in=False)
+    return Hosted(stand_in, price, f"{stand_in.model}, a stand-in for {model}", is_stand_in=True)
+
+
+def ask(suite: str, endpoint: Endpoint, home: Path, *, limit: int | None = None, load: Load | None = None) -> Stored:
+    """Asks a suite's cases and returns the stored run. In a thread of its own, as a notebook's own event loop is running."""
+    plan = Plan(limited(read_suite(suite), limit), endpoint, load=load)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(run, plan, home, lambda _: None).result()
+
+
+def own_measured(made: Stored, *, usd_per_gpu_hour: float, prefill_share: float, gpus: float = 1, utilisation: float = 0.3) -> Own:
+    """An own model's throughput from a run under load, at the latency goal that the run had.
+
+    Raises `CostError` where the run had no load or no goal, or missed it on more than a twentieth of the requests: then it says what the
+    accelerators can't do, not what they can.
+    """
+    if "load" not in made.facts:
+        raise CostError(f"{made.id} was not under load. Make such a run: inhouse eval run SUITE --model NAME --rate 20 --slo-ttft 0.5")
+    load = msgspec.convert(made.facts["load"], Loaded)
+    limits = made.facts["settings"]["load"]
+    if limits["slo_ttft_s"] is None and limits["slo_tpot_s"] is None:
+        raise CostError(f"{made.id} had no latency goal, so its tokens a second are of no quality. Give one: --slo-ttft or --slo-tpot")
+    good = (load.goodput_per_s or 0.0) * load.duration_s / load.requests
+    if good < HELD:
+        raise CostError(f"{made.id} met its latency goal on {good:.0%} of the requests and {HELD:.0%} are needed; lower --rate")
+    return Own(usd_per_gpu_hour=usd_per_gpu_hour, gpus=gpus, input_tokens_per_s=load.prompt_tokens_per_s,
+               output_tokens_per_s=load.output_tokens_per_s, prefill_share=prefill_share, utilisation=utilisation)  # fmt: skip
+
+
+def billed(made: Stored, other: Hosted) -> Stored:
+    """A run under the name of a hosted model or its stand-in, each row at the published price."""
+    rows = [structs.replace(row, cost_usd=None if row.prompt_tokens is None or row.completion_tokens is None
+                            else usd(other.price, row.prompt_tokens, row.completion_tokens)) for row in made.rows]  # fmt: skip
+    return made._replace(rows=rows, facts=made.facts | {"model": other.name})
+
+
+def provenance(made: Stored) -> dict[str, str]:
+    """What a reader needs to get the same again: code, data, prompt, model, when."""
+    commit = subprocess.run(["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    facts = {name: str(made.facts.get(name, "")) for name in ("data_sha256", "prompt_sha256", "model", "model_digest", "host", "started")}
+    return {"run": made.id, "git": commit.stdout.strip() or "no repository"} | facts

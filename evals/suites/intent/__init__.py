@@ -1,0 +1,1 @@
+"""The intent suite; generator.py makes its cases."""

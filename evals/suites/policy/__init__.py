@@ -1,0 +1,1 @@
+"""The policy suite; generator.py makes its cases."""

@@ -1,0 +1,1 @@
+"""The text-to-SQL suite; generator.py makes its cases and databases."""

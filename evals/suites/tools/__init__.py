@@ -1,0 +1,1 @@
+"""The tool choice suite; generator.py makes its cases."""
