@@ -198,10 +198,10 @@ def _content_type(answer: Answer, *, may_encode: bool) -> bytes:
     """The type of an answer that may go to the caller. Raises `UpstreamError` for one that is no model's last word."""
     content_type = answer.header(b"content-type")
     status = answer.status
-    if not may_encode and answer.header(b"content-encoding") not in (b"", b"identity"):  # we asked for none
-        raise UpstreamError("encoded", sent=True)
     is_refusal = (400 <= status < 500 and status not in _NOT_THE_CALLERS) or status == 501
     if status < 300 or (is_refusal and b"json" in content_type):  # engines refuse in JSON, proxies in prose; nobody follows a redirect
+        if not may_encode and answer.header(b"content-encoding") not in (b"", b"identity"):  # we asked for none
+            raise UpstreamError("encoded", sent=True)
         return content_type
     wait_s = _wish(answer.header(b"retry-after")) if status == 429 or status >= 500 else None
     raise UpstreamError("busy" if status == 429 else f"status_{status}", sent=True, retry_after_s=wait_s)

@@ -56,7 +56,7 @@ class Planner:
     def read(self, before: Plan | None = None) -> Plan:
         """The plan of the files as they are now. What is known of a target's health carries over from `before`. Raises `ConfigError`.
 
-        Training the classifier may take seconds: call it in a thread.
+        Tasks' budgets are in the database when it returns. Training the classifier may take seconds: call it in a thread.
         """
         settings = self._settings
         site = settings.site()
@@ -76,6 +76,7 @@ class Planner:
         if watched != self._watched:
             self._watched = watched
             self._seen = self._look()
+        declare(self._engine, "task", {name: task.limits() for name, task in site.tasks.items() if task.budgets})
         return plan
 
     def _declare(self, routes: Routes, fleet: Fleet) -> None:

@@ -87,7 +87,7 @@ class Worker:
         gc.set_threshold(50_000, 20, 50)  # a request leaves next to no cycles behind; looking every 700 objects costs more than it finds
         for line in report_lines(house.plan.classifier.reports):
             log.info(line)
-        self._warn()
+        self._tell()
 
     async def stop(self) -> None:
         """Ends what is still being answered, and writes every row."""
@@ -167,19 +167,20 @@ class Worker:
             self._reload.clear()
             try:
                 plan = await asyncio.to_thread(self._planner.read, house.plan)
-            except (ConfigError, OSError) as error:
-                house.stale = str(error)
-                log.error("the configuration was not taken, and the one before it stays in force: %s", error)
+            except (ConfigError, OSError, SQLAlchemyError) as error:
+                house.stale = str(error) if not isinstance(error, SQLAlchemyError) else "the database can't be written"
+                log.error("the configuration was not taken, and the one before it stays in force: %s", house.stale)
                 continue
             house.plan, house.stale = plan, ""
             house.forget_accounts()
-            log.info("configuration %s is in force", plan.version)
-            self._warn()
+            self._tell()
             await self._refresh_tokens()
             await self._check_health()
 
-    def _warn(self) -> None:
-        for line in stale_prices(self._house.plan.site.routes.providers, date.today()):
+    def _tell(self) -> None:
+        plan = self._house.plan
+        log.info("configuration %s is in force", plan.version)
+        for line in stale_prices(plan.site.routes.providers, date.today()):
             log.warning(line)
 
     async def _refresh_tokens(self) -> None:

@@ -53,9 +53,10 @@ def test_every_setting_header_and_path_is_in_the_readme():
     """What a user can set, read or ask is documented."""
     for name in Settings._fields:
         assert f"`INHOUSE_{name.upper()}`" in README
-    source = (ROOT / "routing" / "forward.py").read_text(encoding="utf-8")
-    for header in re.findall(r'b"(inhouse-[a-z-]+)"', source):
-        assert f"`{header}`" in README
+    source = "".join((ROOT / "routing" / name).read_text(encoding="utf-8") for name in ("forward.py", "labels.py", "router.py"))
+    headers = set(re.findall(r'["\\n](inhouse-[a-z-]+)(?:: |")', source))
+    assert len(headers) == 10
+    assert {name for name in headers if f"`{name}`" not in README} == set()
     for path in ENDPOINTS:
         assert path in README or any(word in path for word in ("render", "batch", "count_tokens")), f"document {path}"
 
