@@ -173,7 +173,7 @@ def _replace(settings: Settings, file: Path, data: bytes, meant: Routes) -> None
             os.fsync(written.fileno())
         draft.replace(file)
     except ConfigError as error:
-        raise PromoteError(f"the changed file would be wrong, so the one in force stays: {error}") from error
+        raise PromoteError(f"the changed file would be wrong, so the one in force stays ({error}); edit it by hand") from error
     finally:
         draft.unlink(missing_ok=True)
 

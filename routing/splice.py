@@ -67,6 +67,8 @@ class Page:
     def _replaced(self, key: yaml.Node, node: yaml.Node, value: Any) -> Iterator[_Edit]:
         """Comments between a key and its value's end move above the key: the value that they stand in goes."""
         start, end = key.end_mark.index, _end(node)
+        if end < start:
+            raise SpliceError("an alias stands for what would be changed")
         blank = " " * key.start_mark.column
         if comments := self._comments(start, end):
             yield _Edit(key.start_mark.index, key.start_mark.index, "".join(f"{one}{self.newline}{blank}" for one in comments))
