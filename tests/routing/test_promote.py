@@ -1,5 +1,6 @@
 """From evidence to route: promotions and rollbacks by the command, on files as people write them, and under a router that runs."""
 
+import asyncio
 import hashlib
 import json
 import subprocess
@@ -7,11 +8,16 @@ import sys
 
 import msgspec
 import pytest
+import yaml
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
 import inhouse
+from evals.client import digest_at
 from evals.verdict import Verdict, write_verdict
 from routing.config import read_site
+from routing.splice import Page
 from serving.catalog import read_catalog
 
 ROUTES = """\
@@ -193,7 +199,7 @@ def test_rollback_leaves_later_changes_by_hand_alone(house):
 
 
 def test_promotions_and_rollbacks_are_in_the_audit_log(house):
-    """Who asked for what and how it ended is there, the reason for a promotion without evidence too, and of refused ones that they failed."""
+    """Who asked for what and how it ended is there, with the reason where there was no evidence, and of refused ones that they failed."""
     house.promote("--because", "the other one is down")
     house.promote("--evidence", "none")
     house.run("rollback")
@@ -228,37 +234,84 @@ def test_check_names_stale_evidence(house):
     shown = house.run("check")
     assert shown.exit_code == 0
     lines = [line for line in shown.output.splitlines() if line.startswith("stale: extraction: the evidence for beta (e1) is stale: ")]
-    for words in ("the model has changed (digest", "the data has changed (comparison e2", "the judge has changed", "days old and evidence_days"):
+    for words in ("the model has changed (digest", "the data has changed (comparison e2", "the judge has changed", "and evidence_days is 30"):
         assert len([line for line in lines if words in line]) == 1, shown.output
     assert len(lines) == 4
+    house.routes.write_text(house.routes.read_text().replace("evidence_days: 30", "evidence_days: 0"))
+    assert "`evidence_days` must be a number above 0" in house.run("check").output
 
 
 async def test_a_running_router_follows_a_promotion_and_names_stale_evidence(start_router, chat):
-    """Requests of the task go to the promoted model within seconds, back to the first after rollback, and `/readyz` sees changed weights."""
+    """Requests of the task go to the promoted model at once, back to the first after rollback, and `/readyz` sees changed weights."""
     router = start_router()
-    cells = json.loads((router.home / "routes.yaml").read_text())["cells"]
-    house = House(router.home)
-    routes = ROUTES.replace("default_task", f"cells: {json.dumps(cells)}\ndefault_task")
-    house.routes.write_text(routes)
+    house = under(router)
+    routes = house.routes.read_text()
 
-    async def until(model):
-        while (await router.ask(chat(model="task/extraction"))).headers["inhouse-model"] != model:
-            pass
+    async def until(claim):
+        async with asyncio.timeout(60):
+            while not await claim():
+                await asyncio.sleep(0.05)
 
-    async def readyz(claim):
-        while not claim((await router.get("/readyz")).json):
-            pass
+    async def answers(model):
+        await until(lambda: is_answered_by(model))
 
-    await readyz(lambda state: not state["config"]["not_taken"])
-    await until("alpha")
-    while not (listed := {one["id"]: one for one in (await router.get("/v1/models")).json["data"]})["beta"].get("digest"):
-        pass
-    assert listed["beta"]["digest"] == house.digest("beta") and "digest" not in listed["task/chat"]
-    assert house.promote("--evidence", house.evidence(candidate_digest=listed["beta"]["digest"])).exit_code == 0
-    await until("beta")
+    async def is_answered_by(model):
+        return (await router.ask(chat(model="task/extraction"))).headers["inhouse-model"] == model
+
+    async def is_named_stale():
+        return any("the model has changed" in one for one in (await router.get("/readyz")).json["stale_evidence"])
+
+    async def digest():
+        return await digest_at(f"http://127.0.0.1:{router.port}/v1", "beta", router.key)
+
+    await until(digest)
+    await answers("alpha")
+    assert await digest() == house.digest("beta")
+    assert "digest" not in (await router.get("/v1/models/task/extraction")).json
+    assert house.promote("--evidence", house.evidence(candidate_digest=await digest())).exit_code == 0
+    await answers("beta")
     assert (await router.get("/readyz")).json["stale_evidence"] == []
     house.weights("beta", "other weights")
-    await readyz(lambda state: any("the model has changed" in one for one in state["stale_evidence"]))
+    await until(is_named_stale)
     assert house.run("rollback").exit_code == 0
-    await until("alpha")
+    await answers("alpha")
     assert house.routes.read_text() == routes
+
+
+async def test_a_run_takes_the_digest_from_this_machines_router(start_router):
+    """`inhouse eval run` keeps the digest that the router has of the model, so that its verdict can promote."""
+    router = start_router()
+    house = under(router)
+    async with asyncio.timeout(60):
+        while not await digest_at(f"http://127.0.0.1:{router.port}/v1", "beta", router.key):
+            await asyncio.sleep(0.05)
+    places = {"INHOUSE_HOME": str(router.home), "INHOUSE_PORT": str(router.port), "INHOUSE_KEY": router.key}
+    words = ["eval", "run", "extraction", "--limit", "2", "--model", "beta", "--onprem"]
+    shown = await asyncio.to_thread(CliRunner().invoke, inhouse.main, words, env=places)
+    assert shown.exit_code == 0, shown.output
+    (file,) = (router.home / "evals").glob("*/run.json")
+    assert json.loads(file.read_text())["model_digest"] == house.digest("beta")
+    assert await digest_at(f"http://127.0.0.1:{router.port}/v1", "nobody", router.key) == ""
+    assert await digest_at("http://127.0.0.1:9/v1", "beta", "") == ""
+
+
+def under(router):
+    """The house of a router that runs: its cells stay, its routes have comments now."""
+    cells = json.loads((router.home / "routes.yaml").read_text())["cells"]
+    house = House(router.home)
+    house.routes.write_text(ROUTES.replace("default_task", f"cells: {json.dumps(cells)}\ndefault_task"))
+    return house
+
+
+NAMES = st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "S", "Zs"], exclude_characters=","), max_size=30)
+
+
+@given(NAMES, st.lists(NAMES, max_size=4), st.floats(-1, 1), st.sampled_from(["yaml", "json"]))
+def test_whatever_is_put_is_read_back_and_all_else_stays(name, fallbacks, effect, style):
+    """Names that look like numbers, words of YAML or comments come back as they went in, in both styles; the other task is as it was."""
+    text = ROUTES if style == "yaml" else json.dumps(yaml.safe_load(ROUTES))
+    entry = {"model": name, "evidence": {"id": name, "effect": round(effect, 6), "prompt_sha256": "1e5", "judge_sha256": None, "n": 3}}
+    after = yaml.safe_load(Page(text).put("extraction", {"candidates": [entry], "fallbacks": fallbacks}))
+    expected = yaml.safe_load(text)
+    expected["tasks"][0] |= {"candidates": [entry], "fallbacks": fallbacks}
+    assert after == expected
