@@ -80,7 +80,8 @@ def readiness_lines(settings: "Settings", state: Mapping[str, Any]) -> list[str]
     missing = [task for task, is_ready in state["tasks"].items() if not is_ready]
     auto = "serves" if state["auto"]["serves"] else "is off: tasks can't be told apart well enough"
     return [f"router     {'ready' if state['ready'] else 'NOT READY'} at {where}"
-            f"{f', no model answers for: {chr(44).join(missing)}' if missing else ''}; auto {auto}; ledger {state['ledger']}"]  # fmt: skip
+            f"{f', no model answers for: {chr(44).join(missing)}' if missing else ''}; auto {auto}; ledger {state['ledger']}",
+            *(f"evidence   {line}" for line in state["stale_evidence"])]  # fmt: skip
 
 
 def start_router(settings: "Settings", marks: Mapping[str, str]) -> "subprocess.Popen[bytes]":

@@ -12,7 +12,7 @@ import yaml
 
 _WIDTH = 120
 _PLAIN = re.compile(r"[a-z][a-z0-9-]*")
-_NOT_PLAIN = {"false", "n", "no", "null", "off", "on", "true", "y", "yes"}
+_NOT_PLAIN = {"false", "no", "null", "off", "on", "true", "yes"}
 
 
 class SpliceError(Exception):
