@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import inhouse
-from evals.client import digest_at
+from evals.client import Endpoint, digest_at
+from evals.study import ask
 from evals.verdict import Verdict, write_verdict
 from routing.config import read_site
 from routing.splice import Page
@@ -279,7 +280,7 @@ async def test_a_running_router_follows_a_promotion_and_names_stale_evidence(sta
 
 
 async def test_a_run_takes_the_digest_from_this_machines_router(start_router):
-    """`inhouse eval run` keeps the digest that the router has of the model, so that its verdict can promote."""
+    """`inhouse eval run`, and a notebook, keep the digest that the router has of the model, so that the verdict can promote."""
     router = start_router()
     house = under(router)
     async with asyncio.timeout(60):
@@ -291,6 +292,9 @@ async def test_a_run_takes_the_digest_from_this_machines_router(start_router):
     assert shown.exit_code == 0, shown.output
     (file,) = (router.home / "evals").glob("*/run.json")
     assert json.loads(file.read_text())["model_digest"] == house.digest("beta")
+    endpoint = Endpoint(f"http://127.0.0.1:{router.port}/v1", "beta", key=router.key, onprem=True)
+    made = await asyncio.to_thread(ask, "extraction", endpoint, router.home / "notebook", limit=1)
+    assert made.facts["model_digest"] == house.digest("beta")
     assert await digest_at(f"http://127.0.0.1:{router.port}/v1", "nobody", router.key) == ""
     assert await digest_at("http://127.0.0.1:9/v1", "beta", "") == ""
 
