@@ -3,16 +3,18 @@
 A stand-in is named as one in every record, so that no verdict about it can be taken for one about the hosted model.
 """
 
+import asyncio
 import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 from msgspec import structs
 
-from evals.client import Endpoint
+from evals.client import Endpoint, digest_at
 from evals.cost import CostError, Own, Price, Prices, usd
 from evals.load import Load, Loaded
 from evals.run import Plan, limited, run
@@ -42,10 +44,17 @@ def hosted(model: str, base_url: str, key_env: str, stand_in: Endpoint, prices: 
 
 
 def ask(suite: str, endpoint: Endpoint, home: Path, *, limit: int | None = None, load: Load | None = None) -> Stored:
-    """Asks a suite's cases and returns the stored run. In a thread of its own, as a notebook's own event loop is running."""
-    plan = Plan(limited(read_suite(suite), limit), endpoint, load=load)
+    """Asks a suite's cases and returns the stored run. In a thread of its own, as a notebook's own event loop is running.
+
+    An endpoint on premises without a digest gets the one that its router has of the model: without it no verdict can promote.
+    """
+
+    def _asked() -> Stored:
+        digest = endpoint.digest or (asyncio.run(digest_at(endpoint.base_url, endpoint.model, endpoint.key)) if endpoint.onprem else "")
+        return run(Plan(limited(read_suite(suite), limit), replace(endpoint, digest=digest), load=load), home, lambda _: None)
+
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(run, plan, home, lambda _: None).result()
+        return pool.submit(_asked).result()
 
 
 def own_measured(made: Stored, *, usd_per_gpu_hour: float, prefill_share: float, gpus: float = 1, utilisation: float = 0.3) -> Own:
