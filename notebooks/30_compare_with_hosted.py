@@ -35,7 +35,7 @@ from evals.compare_cli import lines
 from evals.cost import read_prices
 from evals.study import ask, billed, hosted, provenance
 
-home = Path(home).absolute()
+home = Path(home).resolve()
 key = (home / "key").read_text().strip()
 prices = read_prices()
 plots.offline()

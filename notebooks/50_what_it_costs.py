@@ -36,7 +36,7 @@ from evals.load import Load
 from evals.report import report
 from evals.study import ask, own_measured, provenance
 
-home = Path(home).absolute()
+home = Path(home).resolve()
 key = (home / "key").read_text().strip()
 prices = read_prices()
 hosted = {name: prices.hosted[name] for name in rivals}
