@@ -98,3 +98,4 @@ def test_40_promotes_only_what_evidence_lets(server, home):
     evidence = next((home / "evals").glob("*extraction-demo-extractor-against*/verdict.json")).parent.name
     assert f"inhouse routes promote --task extraction --to demo-extractor --evidence {evidence}\n" in said
     assert "--task reasoning" not in said and "# reasoning stays with demo-generalist: worse\n" in said
+    assert not (home / "mlruns").exists(), "the second comparison's traces are in the home's store, not where the notebook runs"
