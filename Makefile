@@ -8,7 +8,7 @@ REQUIREMENTS ?= requirements/cpu.txt
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup up down status test test-fast lint bench lab pins demo-models
+.PHONY: help setup up down status test test-fast test-fleet lint bench lab notebooks pins demo-models
 
 help:  ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -47,6 +47,9 @@ status: setup  ## show processes, models, readiness, memory and tokens per secon
 test: setup lint  ## install what is needed and run all tests, real vLLM and Ray included
 	@$(BIN)/python -m pytest
 
+test-fleet: setup  ## boot three systemd machines on this one and provision them (root, Debian; about half an hour)
+	@$(BIN)/python -m pytest -m fleet -s tests/fleet
+
 test-fast: setup  ## the tests that start no engine
 	@$(BIN)/python -m pytest -m "not slow"
 
@@ -58,7 +61,10 @@ bench: setup  ## measure the router beside its peers
 	@$(BIN)/inhouse bench router
 
 lab: setup  ## open JupyterLab on the notebooks (loopback, with a token)
-	@$(BIN)/jupyter lab --ip 127.0.0.1 --notebook-dir notebooks
+	@$(BIN)/jupyter lab --ip 127.0.0.1 --notebook-dir notebooks --LabApp.app_settings_dir=notebooks/lab
+
+notebooks: setup  ## run the notebooks against the running house and keep their outputs
+	@$(BIN)/python -m evals.notebook
 
 pins: $(STAMP)  ## compile requirements/*.txt anew from pyproject.toml
 	@requirements/compile $(BIN)/uv

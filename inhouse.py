@@ -15,10 +15,11 @@ import click
 
 _PARTS = {
     "models": ("serving.cli:models", "Find, fetch and size the models of the catalog."),
+    "cell": ("serving.cell_cli:cell", "Run this server's part of a cell: one Ray cluster over several machines."),
     "keys": ("routing.keys_cli:keys", "Make, list, rotate and revoke the API keys of callers, and their budgets."),
     "teams": ("routing.keys_cli:teams", "Make and change teams: what all callers of one together may use."),
     "runs": ("routing.runs_cli:runs", "Show the runs of callers, stop them, raise their limits."),
-    "routes": ("routing.cli:routes", "Show and check which model answers which task."),
+    "routes": ("routing.routes_cli:routes", "Show, check and change which model answers which task."),
     "eval": ("evals.cli:evals", "Ask models the cases of a task and say how good they are."),
     "policy": ("routing.policy_cli:policy", "Show and test the policies that say which request may go where."),
     "usage": ("routing.usage_cli:usage", "Show what was asked and what it cost, by team, caller, task, model, day."),

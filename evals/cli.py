@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -16,6 +17,7 @@ from evals.compare_cli import COMMANDS
 
 if TYPE_CHECKING:
     from evals.ask import Told
+    from evals.client import Endpoint
     from evals.run import Plan
     from evals.store import Stored
 
@@ -45,7 +47,8 @@ for _command in COMMANDS:
 @click.option("--at-once", default=32, show_default=True, type=click.IntRange(1, 4096), help="Most requests under way.")
 @click.option("--body", default="{}", metavar="JSON", help="Fields of each request, e.g. '{\"temperature\": 0}'; null leaves one out.")
 @click.option("--instruct/--no-instruct", default=None, help="Put the task's prompt before each case as a system message, or don't.")
-@click.option("--digest", default="", help="The model's revision or digest, kept as evidence and part of the cache's key.")
+@click.option("--digest", default="", help="The model's revision or digest, kept as evidence and part of the cache's key. "
+                                           "Default: what this machine's router says.")  # fmt: skip
 @click.option("--onprem", is_flag=True, help="Declare that the model, and all the base URL relays to, is on premises.")
 @click.option("--not-sensitive", is_flag=True, help="Declare that the data may leave the premises.")
 @click.option(
@@ -148,15 +151,17 @@ def _plan(home: Path, **asked: Any) -> "Plan":
     )
     url, key = where(home, asked["base_url"], asked["key_env"])
     both: dict[str, Any] = {"data_class": asked["data_class"], "timeout_s": asked["timeout_s"]}
-    endpoint = Endpoint(url, asked["model"], api=asked["api"], key=key, onprem=asked["onprem"], digest=asked["digest"], **both)
+    endpoint = Endpoint(url, asked["model"], api=asked["api"], key=key, onprem=asked["onprem"], **both)
+    digest = asked["digest"] or _digest(endpoint, asked["base_url"])
     judge = None
     if asked["judge_model"]:
         url, key = where(home, asked["judge_url"], asked["judge_key_env"])
         judge = Endpoint(url, asked["judge_model"], api=asked["judge_api"], key=key, onprem=asked["judge_onprem"], **both)
+        judge = replace(judge, digest=_digest(judge, asked["judge_url"]))
     load = Load(rate_per_s=asked["rate"], slo_ttft_s=asked["slo_ttft"], slo_tpot_s=asked["slo_tpot"]) if asked["rate"] else None
     return Plan(
         limited(suite, asked["limit"]),
-        endpoint,
+        replace(endpoint, digest=digest),
         samples=asked["samples"],
         at_once=asked["at_once"],
         request=_fields(asked["body"], "--body"),
@@ -166,6 +171,15 @@ def _plan(home: Path, **asked: Any) -> "Plan":
         judge_request=_fields(asked["judge_body"], "--judge-body"),
         labels=asked["judge_labels"],
     )
+
+
+def _digest(endpoint: "Endpoint", base_url: str | None) -> str:
+    """What this machine's router says about the model's weights; another base URL is asked nothing but cases."""
+    import asyncio
+
+    from evals.client import digest_at
+
+    return "" if base_url is not None else asyncio.run(digest_at(endpoint.base_url, endpoint.model, endpoint.key))
 
 
 def where(home: Path, base_url: str | None, key_env: str | None) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from operator import sub
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import aiohttp
 import msgspec
@@ -24,6 +24,7 @@ from evals.pace import retry_after_s
 
 _MAX_ANSWER_BYTES = 1 << 25
 _TOO_LONG = f"an answer of more than {_MAX_ANSWER_BYTES >> 20} MiB"
+_DIGEST_WITHIN_S = 10.0
 _TOO_MUCH = (429, 529)  # "ask less": 529 is Anthropic's. 503 is that only with Retry-After
 _HOPELESS = (401, 403, 404)
 
@@ -142,6 +143,20 @@ async def open_client(endpoint: Endpoint, *, sensitive: bool) -> AsyncIterator[C
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=4)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
         yield Client(endpoint, session)
+
+
+async def digest_at(base_url: str, model: str, key: str) -> str:
+    """The digest that one of our routers has of a model; empty where it has none, does not answer or is no router of ours."""
+    headers = dialect.headers("openai", key)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_DIGEST_WITHIN_S)) as session,
+            session.get(f"{base_url.rstrip('/')}/models/{quote(model, safe='')}", headers=headers, allow_redirects=False) as response,
+        ):
+            found = msgspec.json.decode(await _body(response, 1 << 16)) if response.status == 200 else {}
+    except (aiohttp.ClientError, ConnectionError, TimeoutError, msgspec.DecodeError):
+        return ""
+    return str(found.get("digest", "")) if isinstance(found, dict) else ""
 
 
 async def _refused(response: aiohttp.ClientResponse, answer: Answer) -> Outcome:

@@ -9,6 +9,7 @@ from typing import Any
 import altair as alt
 
 from evals.cost import Own, Price, break_even, curve, own_price, usd
+from evals.study import Standing, frontier
 from evals.verdict import Verdict
 
 _STEPS = [at / 100 for at in range(5, 101)]
@@ -83,3 +84,22 @@ def intervals(verdicts: Sequence[Verdict]) -> alt.LayerChart:
                 for margin in sorted({one.margin for one in verdicts})]  # fmt: skip
     bar = drawn.mark_rule(strokeWidth=3).encode(x=alt.X("low:Q", title="difference in effective success, points"), x2="high:Q")
     return alt.layer(*borders, bar, drawn.mark_point(filled=True, size=90).encode(x="effect:Q")).properties(width=460)
+
+
+def quality_cost(points: Sequence[Standing]) -> alt.LayerChart:
+    """Each model at each task: what a thousand successes cost, and how often it succeeds, with intervals. Lines join each task's frontier.
+
+    A model without a price or without a success has no place on the cost axis and is not drawn.
+    """
+    best = frontier(points)
+    values = [{"task": one.task, "model": one.model, "usd": 1000 * one.usd_per_success, "success": one.success.value,
+               "low": one.success.low, "high": one.success.high, "on the frontier": one in best}
+              for one in points if one.usd_per_success is not None]  # fmt: skip
+    x = alt.X("usd:Q", scale=alt.Scale(type="log"), title="USD per 1,000 successful tasks")
+    y = alt.Y("success:Q", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%"), title="effective success")
+    drawn = _chart(values).encode(x=x, color=alt.Color("task:N", title="task"))
+    line = _chart([one for one in values if one["on the frontier"]]).mark_line(strokeDash=[4, 3]).encode(x=x, y=y, color="task:N")
+    bar = drawn.mark_rule().encode(y=alt.Y("low:Q", scale=alt.Scale(domain=[0, 1])), y2="high:Q")
+    dot = drawn.mark_point(size=90, filled=True).encode(y=y, tooltip=["task:N", "model:N", "usd:Q", "success:Q", "on the frontier:N"])
+    name = drawn.mark_text(align="left", dx=8, dy=-8).encode(y=y, text="model:N")
+    return alt.layer(line, bar, dot, name).properties(width=480, height=320)

@@ -1,23 +1,33 @@
-"""What a notebook does in one call: ask a model a suite, put a local stand-in where no key is, bill it at the published price.
+"""What a notebook does in one call: ask a model a suite, put a local stand-in where no key is, bill it at the published price, say where
+each model stands and what command makes a verdict the route.
 
 A stand-in is named as one in every record, so that no verdict about it can be taken for one about the hosted model.
 """
 
+import asyncio
+import hashlib
+import json
+import math
 import os
 import subprocess
+import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import structs
 
-from evals.client import Endpoint
-from evals.cost import CostError, Own, Price, Prices, usd
+from evals.client import Endpoint, digest_at
+from evals.cost import CostError, Own, Price, Prices, costs_of, usd
 from evals.load import Load, Loaded
+from evals.report import Share, report
 from evals.run import Plan, limited, run
 from evals.store import Stored
 from evals.suite import read_suite
+from evals.verdict import Verdict
 
 HELD = 0.95  # of the requests within the latency goal
 
@@ -42,10 +52,17 @@ def hosted(model: str, base_url: str, key_env: str, stand_in: Endpoint, prices: 
 
 
 def ask(suite: str, endpoint: Endpoint, home: Path, *, limit: int | None = None, load: Load | None = None) -> Stored:
-    """Asks a suite's cases and returns the stored run. In a thread of its own, as a notebook's own event loop is running."""
-    plan = Plan(limited(read_suite(suite), limit), endpoint, load=load)
+    """Asks a suite's cases and returns the stored run. In a thread of its own, as a notebook's own event loop is running.
+
+    An endpoint on premises without a digest gets the one that its router has of the model: without it no verdict can promote.
+    """
+
+    def _asked() -> Stored:
+        digest = endpoint.digest or (asyncio.run(digest_at(endpoint.base_url, endpoint.model, endpoint.key)) if endpoint.onprem else "")
+        return run(Plan(limited(read_suite(suite), limit), replace(endpoint, digest=digest), load=load), home, lambda _: None)
+
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(run, plan, home, lambda _: None).result()
+        return pool.submit(_asked).result()
 
 
 def own_measured(made: Stored, *, usd_per_gpu_hour: float, prefill_share: float, gpus: float = 1, utilisation: float = 0.3) -> Own:
@@ -74,8 +91,67 @@ def billed(made: Stored, other: Hosted) -> Stored:
     return made._replace(rows=rows, facts=made.facts | {"model": other.name})
 
 
-def provenance(made: Stored) -> dict[str, str]:
-    """What a reader needs to get the same again: code, data, prompt, model, when."""
+def own_listed(*, usd_per_gpu_hour: float, tokens_per_s: float, gpus: float = 1, utilisation: float = 0.3) -> Own:
+    """An own model by its line in models.yaml: one throughput for tokens read and written, so that both cost the same."""
+    return Own(usd_per_gpu_hour=usd_per_gpu_hour, gpus=gpus, input_tokens_per_s=tokens_per_s / 2, output_tokens_per_s=tokens_per_s / 2,
+               prefill_share=0.5, utilisation=utilisation)  # fmt: skip
+
+
+class Standing(NamedTuple):
+    """Where a model stands at a task: effective success with its interval, and US dollars per success (None: unpriced, or no success)."""
+
+    task: str
+    model: str
+    success: Share
+    usd_per_success: float | None
+
+
+def standing(made: Stored, prices: Prices) -> Standing:
+    """A run as a point of quality and cost."""
+    model = made.facts["model"]
+    costs, successes = costs_of(made.rows, prices.price(model)), math.fsum(row.value or 0.0 for row in made.rows)
+    paid = math.fsum(costs) / successes if costs is not None and successes else None
+    return Standing(made.facts["suite"], model, report(made.rows).overall.effective, paid)
+
+
+def frontier(points: Sequence[Standing]) -> list[Standing]:
+    """The points that no other of the same task beats in quality or cost without losing in the other. Unpriced ones are not on it."""
+    priced = [(one, one.success.value or 0.0, one.usd_per_success) for one in points if one.usd_per_success is not None]
+
+    def is_beaten(one: Standing, success: float, paid: float) -> bool:
+        return any(other.task == one.task and (right, cost) != (success, paid) and right >= success and cost <= paid
+                   for other, right, cost in priced)  # fmt: skip
+
+    return [point[0] for point in priced if not is_beaten(*point)]
+
+
+def promotion(verdict: Verdict) -> str | None:
+    """The command that gives the task to the candidate; None where the verdict does not let it."""
+    if not verdict.promotes:
+        return None
+    return f"inhouse routes promote --task {verdict.task} --to {verdict.candidate} --evidence {verdict.id}"
+
+
+class CommandError(Exception):
+    """What `inhouse` said when it could not do what was asked."""
+
+
+def command(*words: str) -> Any:
+    """What `inhouse WORDS --json` prints, parsed: rooms that notebooks do not import are asked so. Raises `CommandError`."""
+    asked = subprocess.run([sys.executable, "-m", "inhouse", *words, "--json"], capture_output=True, text=True, check=False)
+    if asked.returncode:
+        raise CommandError(asked.stderr.strip().removeprefix("Error: ") or f"inhouse {words[0]} exited with {asked.returncode}")
+    return json.loads(asked.stdout)
+
+
+def origin(*config: Path) -> dict[str, str]:
+    """The code's commit and the hashes of the files that a notebook's answers rest on."""
     commit = subprocess.run(["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in config}
+    return {"git": commit.stdout.strip() or "no repository"} | hashes
+
+
+def provenance(made: Stored, *config: Path) -> dict[str, str]:
+    """What a reader needs to get the same again: code, config, data, prompt, model, when."""
     facts = {name: str(made.facts.get(name, "")) for name in ("data_sha256", "prompt_sha256", "model", "model_digest", "host", "started")}
-    return {"run": made.id, "git": commit.stdout.strip() or "no repository"} | facts
+    return {"run": made.id} | origin(*config) | facts

@@ -106,6 +106,8 @@ def _client(home: Path) -> tuple[Any, str | None]:
         folder.mkdir(parents=True, exist_ok=True)
         uri, root = f"sqlite:///{folder / 'mlflow.db'}", (folder / "artifacts").as_uri()
     mlflow.set_tracking_uri(uri)  # traces are sent by a thread of MLflow's that knows only the global address
+    if root:
+        os.environ.pop("MLFLOW_TRACKING_URI", None)  # MLflow has just set it; the next comparison would take it for a person's server
     return mlflow.MlflowClient(), root
 
 

@@ -23,21 +23,28 @@ stand_in = "demo-generalist"
 base_url = "http://127.0.0.1:8000/v1"
 home = "../.inhouse"
 margin = 0.02
+utilisation = 0.3  # of our own machines: what they cost an hour is in models.yaml
 limit = None
 
 # %%
 from pathlib import Path
 
+import msgspec
+
 from evals import plots, tracking
 from evals.client import Endpoint
 from evals.compare import compare, pair
 from evals.compare_cli import lines
+from evals.cost import SHIPPED as PRICES
 from evals.cost import read_prices
-from evals.study import ask, billed, hosted, provenance
+from evals.study import ask, billed, hosted, own_listed, provenance
+from serving.catalog import SHIPPED, read_catalog
 
-home = Path(home).absolute()
+home = Path(home).resolve()
 key = (home / "key").read_text().strip()
-prices = read_prices()
+listed = read_catalog().named(ours).price
+own = {ours: own_listed(usd_per_gpu_hour=listed.usd_per_gpu_hour, tokens_per_s=listed.tokens_per_s, utilisation=utilisation)}
+prices = msgspec.structs.replace(read_prices(), own=own)
 plots.offline()
 
 # %% [markdown]
@@ -71,4 +78,4 @@ plots.intervals([kept.verdict])
 
 # %%
 assert kept.verdict.data_sha256 == candidate.facts["data_sha256"] == incumbent.facts["data_sha256"]
-{**provenance(candidate), "comparison": kept.verdict.id, "mlflow": kept.verdict.mlflow_run}
+{**provenance(candidate, SHIPPED, PRICES), "comparison": kept.verdict.id, "mlflow": kept.verdict.mlflow_run}

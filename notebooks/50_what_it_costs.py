@@ -31,12 +31,13 @@ from statistics import fmean
 
 from evals import plots
 from evals.client import Endpoint
+from evals.cost import SHIPPED as PRICES
 from evals.cost import break_even, own_price, read_prices, usd
 from evals.load import Load
 from evals.report import report
 from evals.study import ask, own_measured, provenance
 
-home = Path(home).absolute()
+home = Path(home).resolve()
 key = (home / "key").read_text().strip()
 prices = read_prices()
 hosted = {name: prices.hosted[name] for name in rivals}
@@ -81,4 +82,4 @@ for name, at in crossing.items():
 # ## Where this came from
 
 # %%
-{**provenance(run), "prices": prices.date, **run.facts["load"]}
+{**provenance(run, PRICES), "prices": prices.date, **run.facts["load"]}

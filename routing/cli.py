@@ -1,7 +1,4 @@
-"""The router's part of the command: `routes`, and starting the router. Arguments in, text or JSON out.
-
-`keys_cli` and `runs_cli` are beside it.
-"""
+"""What the router's commands share, and starting the router. The commands are in the `*_cli` files beside it."""
 
 import http.client
 import json
@@ -26,66 +23,6 @@ _START_S = 60.0
 HOME = click.option("--home", envvar="INHOUSE_HOME", default=".inhouse", show_default=True, type=click.Path(path_type=Path),
                     help="Where models and state live (INHOUSE_HOME).")  # fmt: skip
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-
-
-@click.group()
-def routes() -> None:
-    """Show and check which model answers which task."""
-
-
-@routes.command("show")
-@HOME
-@JSON
-def show_routes(home: Path, *, as_json: bool) -> None:
-    """Show every task with its candidates, fallbacks and what the classifier makes of it.
-
-    Example: inhouse routes show
-    """
-    settings = settings_for(home)
-    site = site_of(settings)
-    reports = {report.task: report for report in settings.classifier(site.routes).reports}
-    rows = []
-    for task in site.tasks.values():
-        report = reports.get(task.name)
-        rows.append({
-            "task": task.name,
-            "default": task.name == site.routes.default_task,
-            "candidates": {candidate.model: candidate.weight for candidate in task.candidates},
-            "fallbacks": list(task.fallbacks),
-            "auto": report and {"precision": report.precision, "coverage": report.coverage, "passes": report.passes},
-            "description": task.description,
-        })  # fmt: skip
-    if as_json:
-        click.echo(json.dumps(rows, indent=1))
-        return
-    table = []
-    for row in rows:
-        candidates = " ".join(f"{name}:{weight:g}" for name, weight in row["candidates"].items())
-        name = f"{row['task']}{' (default)' if row['default'] else ''}"
-        table.append((name, candidates, " ".join(row["fallbacks"]) or "-", _auto(row["auto"]), row["description"]))
-    print_table(("TASK", "CANDIDATES", "FALLBACKS", "AUTO (HELD OUT)", "DESCRIPTION"), table)
-
-
-@routes.command("check")
-@HOME
-def check_routes(home: Path) -> None:
-    """Validate routes.yaml against the catalog without starting anything.
-
-    Example: INHOUSE_ROUTES=new.yaml inhouse routes check
-    """
-    site = checked_site(settings_for(home))
-    click.echo(f"ok: {len(site.tasks)} tasks, {len(site.models)} models, {len(site.cells)} cells, {len(site.hosted)} hosted models")
-
-
-@routes.command("schema")
-def schema() -> None:
-    """Print the JSON schema of routes.yaml, for editors.
-
-    Example: inhouse routes schema > routes.schema.json
-    """
-    from routing.config import json_schema
-
-    click.echo(json.dumps(json_schema(), indent=1))
 
 
 def store_of(home: Path) -> "Engine":
@@ -161,7 +98,8 @@ def readiness_lines(settings: "Settings", state: Mapping[str, Any]) -> list[str]
     missing = [task for task, is_ready in state["tasks"].items() if not is_ready]
     auto = "serves" if state["auto"]["serves"] else "is off: tasks can't be told apart well enough"
     return [f"router     {'ready' if state['ready'] else 'NOT READY'} at {where}"
-            f"{f', no model answers for: {chr(44).join(missing)}' if missing else ''}; auto {auto}; ledger {state['ledger']}"]  # fmt: skip
+            f"{f', no model answers for: {chr(44).join(missing)}' if missing else ''}; auto {auto}; ledger {state['ledger']}",
+            *(f"evidence   {line}" for line in state["stale_evidence"])]  # fmt: skip
 
 
 def start_router(settings: "Settings", marks: Mapping[str, str]) -> "subprocess.Popen[bytes]":
@@ -226,9 +164,3 @@ def seconds(text: str | None) -> float | None:
 def date(at: float | None) -> str:
     """A time for a table."""
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(at)) if at else "-"
-
-
-def _auto(report: Mapping[str, Any] | None) -> str:
-    if report is None:
-        return "-"
-    return f"precision {report['precision']:.2f}, coverage {report['coverage']:.2f}{'' if report['passes'] else ', below the floor'}"

@@ -14,6 +14,7 @@ import msgspec
 
 from routing.budgets import Budget, budgets_of
 from routing.classes import CLASSES, ONPREM, ZONES, DataClass, Detected, Zone, check_classes, check_reach
+from routing.evidence import Evidence
 from routing.providers import Hosted, Provider, check_providers
 from serving.catalog import Catalog, ConfigError, Document, Model, nearest
 
@@ -27,10 +28,11 @@ _URL = re.compile(r"https?://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::(\d{1,5})
 
 
 class Candidate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A model that may answer a task, and its share of the traffic relative to the task's other candidates."""
+    """A model that may answer a task, its share of the traffic relative to the task's other candidates, and why it is there."""
 
     model: str
     weight: float = 1.0
+    evidence: Evidence | None = None
 
 
 class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -131,6 +133,7 @@ class Routes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """The whole file. `default_task` takes what `auto` is not sure about. No `cells` means the one on this machine.
 
     `data_classes` go from the least to the most sensitive; a request of which nobody says or finds anything has the `default_class`.
+    Evidence older than `evidence_days` counts as stale; without a number, age makes none so.
     `presidio` is the language in which that detector is asked, none where it is empty. A request that offers a model one of the
     `risky_tools` needs a person's approval. `policies` is a folder of Cedar files beside this file; empty means the shipped ones.
     """
@@ -151,6 +154,7 @@ class Routes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     risky_tools: tuple[str, ...] = ()
     policies: str = ""
     oidc: Oidc | None = None
+    evidence_days: float | None = None
 
 
 class Site(NamedTuple):
@@ -260,6 +264,8 @@ def _check_numbers(document: Document, routes: Routes) -> None:
     for key in Limits.__struct_fields__:
         if not 0 < getattr(routes.limits, key) < math.inf:
             raise document.error(f"$.limits.{key}", f"`{key}` must be a number above 0")
+    if routes.evidence_days is not None and not 0 < routes.evidence_days < math.inf:
+        raise document.error("$.evidence_days", "`evidence_days` must be a number above 0")
     for key in Auto.__struct_fields__:
         if not 0 <= getattr(routes.auto, key) <= 1:
             raise document.error(f"$.auto.{key}", f"`{key}` is a share between 0 and 1")

@@ -87,10 +87,8 @@ class Hold:
         return self._ask.max_tokens
 
     def settle(self, prompt_tokens: int | None, completion_tokens: int | None, *, exact: bool) -> Charge:
-        """Charges what the call used, and no more than was reserved where a model ignores what it may write.
-
-        Only exact counts give something back; without them the worst case is charged. Never raises.
-        """
+        """Charges what the call used, and no more than was reserved where a model ignores what it may write. Only exact counts give
+        something back; without them the worst case is charged. Never raises."""
         if exact and prompt_tokens is not None and completion_tokens is not None:
             price = self._ask.price
             charge = price.charge(max(0, prompt_tokens), max(0, completion_tokens))  # an engine may say anything

@@ -19,6 +19,7 @@ from routing.oidc import Tokens
 from routing.policy import Policy
 from routing.purse import Purse
 from routing.runbook import Run, RunBook
+from routing.standing import Known
 from routing.tasks import Classifier
 from routing.tracing import Tracing
 from routing.underway import UnderWay
@@ -45,7 +46,7 @@ class _Kept(NamedTuple):
 
 @dataclass
 class House:
-    """The parts of one worker. Only `plan`, `hasty` and `stale` are ever replaced."""
+    """The parts of one worker. Only `plan`, `known`, `hasty` and `stale` are ever replaced."""
 
     engine: Engine
     plan: Plan
@@ -56,6 +57,7 @@ class House:
     audit: Audit
     metrics: Metrics
     tracing: Tracing | None
+    known: Known
     answers: Answers = field(default_factory=Answers)
     underway: UnderWay = field(default_factory=UnderWay)
     hasty: dict[str, Finding] = field(default_factory=dict)  # runs that spend much faster than others of their task

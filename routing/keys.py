@@ -3,6 +3,7 @@
 What belongs to the caller (team, data classes, limits) is the same on all of its keys.
 """
 
+import asyncio
 import hashlib
 import json
 import math
@@ -13,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Engine, func, insert, select, update
+from sqlalchemy.exc import SQLAlchemyError
 
 from routing.accounts import set_budgets
 from routing.budgets import Budget, budgets_of
@@ -174,6 +176,17 @@ class KeyRing:
         if self._looks < 1:
             return False
         self._looks -= 1
+        return True
+
+    async def look_again(self) -> bool:
+        """Takes in what was written a moment ago, for a key that is not known. False where that was done already, or strangers ask too
+        often, or the database does not answer."""
+        if self._connection is not None or not self._may_look():
+            return False
+        try:
+            await asyncio.to_thread(self.refresh)
+        except SQLAlchemyError:
+            return False
         return True
 
     def identify(self, key: bytes) -> Caller:

@@ -1,5 +1,6 @@
 """What callers may ask beside models: which tasks and models there are, their runs, and whether the router is well."""
 
+import time
 from typing import Any
 
 import msgspec
@@ -8,6 +9,7 @@ from routing.errors import NotFound, WrongMethod
 from routing.forward import Reply
 from routing.house import House
 from routing.keys import Caller
+from routing.standing import stale
 from routing.tasks import as_table
 
 _JSON = b"content-type: application/json\r\n"
@@ -31,6 +33,7 @@ def readiness(house: House) -> dict[str, Any]:
         "tasks": tasks,
         "models": {name: plan.fleet.is_ready(name) for name in plan.site.names()},
         "auto": {"serves": plan.classifier.may_serve, "tasks": as_table(plan.classifier)},
+        "stale_evidence": stale(plan.site, house.known, time.time()),
         "ledger": "cannot write" if house.ledger.failing else "ok",
         "audit": "cannot write" if house.audit.failing else "ok",
         "config": {"version": plan.version, "policy": plan.policy.hash, "not_taken": house.stale},
@@ -62,7 +65,8 @@ def _listed(house: House, caller: Caller) -> list[dict[str, Any]]:
             entries.append(_entry(f"{_TASK}{name}", "task", task.description, ready=ready))
     for name, model in site.models.items():
         if caller.may_use_model(name):
-            entries.append(_entry(name, "model" if name == model.name else "adapter", model.description, ready=fleet.is_ready(name)))
+            entry = _entry(name, "model" if name == model.name else "adapter", model.description, ready=fleet.is_ready(name))
+            entries.append(entry | {"digest": house.known.digests.get(name, "")})
     for name, hosted in site.hosted.items():
         if caller.may_use_model(name):
             entries.append(_entry(name, "hosted", hosted.model.description, ready=fleet.is_ready(name)))

@@ -26,6 +26,7 @@ from routing.presidio import load_presidio
 from routing.purse import Purse
 from routing.runbook import RunBook
 from routing.settings import Settings
+from routing.standing import Known, known
 from routing.store import open_store
 from routing.tracing import Tracing
 from routing.upstream import Pool
@@ -79,6 +80,10 @@ class Planner:
         declare(self._engine, "task", {name: task.limits() for name, task in site.tasks.items() if task.budgets})
         return plan
 
+    def known(self, plan: Plan) -> Known:
+        """What the routes' evidence is held against, as it is now. Reads model folders: call it in a thread."""
+        return known(plan.site, self._settings.home, self._settings.models)
+
     def _declare(self, routes: Routes, fleet: Fleet) -> None:
         """Makes the limits that the file gives to tasks and models those of the database."""
         models = {limited.model: budgets_of(limited.budgets) for limited in routes.model_limits}
@@ -119,4 +124,6 @@ def open_house(settings: Settings, pool: Pool, tracing: Tracing | None = None) -
     purse = Purse(engine)
     keys = KeyRing(engine)
     planner = Planner(settings, engine, keys, pool=pool, ledger=ledger, purse=purse, metrics=metrics)
-    return House(engine, planner.read(), keys, purse, RunBook(engine, purse), ledger, audit, metrics, tracing), planner
+    plan = planner.read()
+    runs = RunBook(engine, purse)
+    return House(engine, plan, keys, purse, runs, ledger, audit, metrics, tracing, planner.known(plan)), planner

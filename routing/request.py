@@ -69,6 +69,7 @@ class _Head(msgspec.Struct):
     model: str | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
+    priority: Any = None
 
 
 _decode_head = msgspec.json.Decoder(_Head).decode
@@ -122,6 +123,9 @@ def read_asked(endpoint: Endpoint, body: bytes, *, json_depth: int, media_domain
         raise _not_json(error) from error
     if not head.model:
         raise BadRequest("`model` is missing: name a model, `task/<name>` or `auto`; GET /v1/models lists them", param="model")
+    if head.priority is not None and not (isinstance(head.priority, int) and head.priority >= 0):
+        raise BadRequest("`priority` is a whole number from 0 (interactive, the default) upwards (batch): nobody goes before all others",
+                         param="priority")  # fmt: skip
     # No address without a slash; a `\u` may spell any key, and looking for one byte costs a thirtieth of looking for two.
     if endpoint.media_lists or (
         (b"/" in body or b"\\" in body) and (b"url" in body or b"\\u" in body or b"input_audio" in body)

@@ -17,7 +17,7 @@ from routing.audit import Entry
 from routing.call import Call
 from routing.choose import Target
 from routing.detect import find
-from routing.errors import BadRequest, NotFound, Refusal, RunStopped, Unavailable, WrongMethod
+from routing.errors import BadRequest, NotFound, Refusal, RunStopped, Unauthorized, Unavailable, WrongMethod
 from routing.forward import Reply, new_id
 from routing.house import House, Plan
 from routing.keys import Caller
@@ -87,12 +87,21 @@ async def identify(house: House, request: Request) -> Caller:
     """Whose request this is, by bearer token or Anthropic's `x-api-key`. Raises `Unauthorized`."""
     value = request.headers.get(b"authorization", b"")
     if value[:7].lower() != b"bearer ":
-        return house.keys.identify(request.headers.get(b"x-api-key", b""))
+        return await _by_key(house, request.headers.get(b"x-api-key", b""))
     value = value[7:].strip()
     tokens = house.plan.tokens
     if tokens is not None and is_token(value):
         return await tokens.identify(value)
-    return house.keys.identify(value)
+    return await _by_key(house, value)
+
+
+async def _by_key(house: House, key: bytes) -> Caller:
+    try:
+        return house.keys.identify(key)
+    except Unauthorized:
+        if not key or not await house.keys.look_again():  # a key made this second
+            raise
+        return house.keys.identify(key)
 
 
 def _read(plan: Plan, call: Call, request: Request) -> Asked:

@@ -17,6 +17,7 @@ from typing import Any
 from uvicorn import Config
 from uvicorn.supervisors import Multiprocess
 
+from routing.config import ConfigError
 from routing.settings import Settings
 
 log = logging.getLogger("inhouse.router")
@@ -71,7 +72,11 @@ def run(settings: Settings) -> int:
     uvicorn gives up when a worker fails while it starts. At the first start so do we; later all are started anew, as nobody else would.
     """
     os.environ.update(settings.environment())
-    settings.site()  # a wrong file is told before any process is started
+    try:
+        settings.site()  # a wrong file is told before any process is started
+    except ConfigError as error:
+        log.error("the router does not start: %s", error)
+        return 1
     _fresh_metrics(settings.home / "run" / "metrics")
     config = Config(
         "routing.server:lifespan", host=settings.host, port=settings.port, workers=settings.workers, http="routing.connection:Connection",

@@ -35,6 +35,7 @@ log = logging.getLogger("inhouse.router")
 _TICK_S = 0.25
 _HEALTH_EVERY_S = 1.0
 _PACES_EVERY_S = 15.0
+_EVIDENCE_EVERY_S = 5.0
 _PACES_OVER_S = 7 * 86400.0
 _HEALTH_TIMEOUTS = Timeouts(1.0, 5.0, 5.0, 5.0)
 
@@ -80,7 +81,7 @@ class Worker:
         await self._check_health()
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload.set)
         jobs = (self._pool.sweep(), self._tick(), self._learn(), self._watch_health(), self._watch_tokens(), self._watch_paces(),
-                self._watch_files())  # fmt: skip
+                self._watch_files(), self._watch_evidence())  # fmt: skip
         self._background = [asyncio.create_task(job) for job in jobs]
         gc.collect()
         gc.freeze()  # what lives as long as the worker is not looked at again
@@ -167,11 +168,12 @@ class Worker:
             self._reload.clear()
             try:
                 plan = await asyncio.to_thread(self._planner.read, house.plan)
+                known = await asyncio.to_thread(self._planner.known, plan)
             except (ConfigError, OSError, SQLAlchemyError) as error:
                 house.stale = str(error) if not isinstance(error, SQLAlchemyError) else "the database can't be written"
                 log.error("the configuration was not taken, and the one before it stays in force: %s", house.stale)
                 continue
-            house.plan, house.stale = plan, ""
+            house.plan, house.known, house.stale = plan, known, ""
             house.forget_accounts()
             self._tell()
             await self._refresh_tokens()
@@ -182,6 +184,12 @@ class Worker:
         log.info("configuration %s is in force", plan.version)
         for line in stale_prices(plan.site.routes.providers, date.today()):
             log.warning(line)
+
+    async def _watch_evidence(self) -> None:
+        """Sees models whose files are replaced, and comparisons that are newer than what a route was given on."""
+        while True:
+            await asyncio.sleep(_EVIDENCE_EVERY_S)
+            self._house.known = await asyncio.to_thread(self._planner.known, self._house.plan)
 
     async def _refresh_tokens(self) -> None:
         if self._house.plan.tokens is not None:

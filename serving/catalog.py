@@ -3,6 +3,7 @@
 Everything that can be known without starting anything is checked here; whether a model fits a node is `fit`'s question.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from serving.identity import digest_of
 from serving.strict import ConfigError, Document, nearest
 
 __all__ = ["Adapter", "Catalog", "ConfigError", "Document", "Model", "Price", "engine_argument_names", "nearest", "read_catalog"]
@@ -77,6 +79,18 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         if self.path is not None:
             return (catalog_folder / self.path).resolve()
         return home / "models" / str(self.repo).replace("/", "--") / str(self.revision)
+
+    def digests(self, home: Path, catalog_folder: Path) -> dict[str, str]:
+        """By the model's name and its adapters': what changes when the weights do, empty where that can't be known here.
+
+        For a `repo` it is the pinned commit; for a local folder, and an adapter together with its model, see `digest_of`.
+        """
+        mine = self.revision or digest_of(self.folder(home, catalog_folder))
+        found = {self.name: mine}
+        for adapter in self.adapters:
+            added = digest_of((catalog_folder / adapter.path).resolve())
+            found[adapter.name] = hashlib.sha256(f"{mine}\0{added}".encode()).hexdigest() if mine and added else ""
+        return found
 
 
 class Catalog(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

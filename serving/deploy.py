@@ -29,15 +29,16 @@ class DeployError(Exception):
     """A model did not come up; the message carries the engine's own reason."""
 
 
-def deploy(catalog: Catalog, api: ServeApi, *, home: Path, catalog_folder: Path, http_port: int,
+def deploy(catalog: Catalog, api: ServeApi, *, home: Path, catalog_folder: Path, http_port: int, host: str = "127.0.0.1",
            timeout_s: float = 1800.0) -> Iterator[Progress]:
-    """Makes the catalog's models the ones that run and reports until all answer.
+    """Makes the catalog's models the ones that run and reports until all answer; Serve listens at `host`, this machine's loopback included.
 
     Models that did not change are not touched. Raises `PreflightError` for a broken model folder before anything is changed,
     `DeployError` when an engine fails, does not fit or does not come up in time; the old version of a model then goes on serving.
     """
     began = time.monotonic()
-    config = serve_config(catalog, home=home, catalog_folder=catalog_folder, http_port=http_port)
+    config = serve_config(catalog, home=home, catalog_folder=catalog_folder, http_port=http_port, host=host)
+    _forget_failed(api, config)
     api.deploy(config)
     yield Progress(phase="accepted", detail=f"{len(catalog.models)} models", seconds=time.monotonic() - began)
     told: dict[str, tuple[str, str]] = {}
@@ -57,6 +58,16 @@ def deploy(catalog: Catalog, api: ServeApi, *, home: Path, catalog_folder: Path,
         if time.monotonic() - began > timeout_s:
             late = ", ".join(name for name, (phase, _) in told.items() if phase != "running")
             raise DeployError(f"not up after {timeout_s:.0f} s: {late}; `inhouse status` shows why, logs are in {home}/logs/ray/serve")
+        time.sleep(_POLL_S)
+
+
+def _forget_failed(api: ServeApi, config: dict[str, Any]) -> None:
+    """Removes applications that failed and serve nothing: Serve does not try one again whose configuration is the same."""
+    failed = {name for name, application in _applications(api).items() if application["status"] == "DEPLOY_FAILED"
+              and not any(one.get("replicas") for one in application.get("deployments", {}).values())}
+    if failed:
+        api.deploy(config | {"applications": [one for one in config["applications"] if one["name"] not in failed]})
+    while failed & _applications(api).keys():
         time.sleep(_POLL_S)
 
 

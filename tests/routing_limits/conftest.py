@@ -118,6 +118,13 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     return Place(tmp_path, "" if request.param == "sqlite" else _database(request.getfixturevalue("postgresql")))
 
 
+@pytest.fixture
+def write_site() -> Callable[..., None]:
+    """Writes `models.yaml` and `routes.yaml`."""
+    write: Callable[..., None] = _shared.write_site
+    return write
+
+
 @pytest.fixture(scope="session", params=["sqlite", "postgresql"])
 def toll(request: pytest.FixtureRequest, start_router: Callable[..., Any]) -> Iterator[Any]:
     """A router of three workers over each kind of database, whose models cost 20 dollars a million tokens."""
@@ -130,16 +137,12 @@ def toll(request: pytest.FixtureRequest, start_router: Callable[..., Any]) -> It
 
 @pytest.fixture
 def make_caller(toll: Any) -> Callable[..., Any]:
-    """Makes callers of the toll with budgets: (name, client). Waits until all workers know the key: on PostgreSQL after a look each."""
+    """Makes callers of the toll with budgets: (name, client)."""
 
     async def _make(*budgets: str, **allowed: Any) -> tuple[str, Any]:
         name = f"caller-{uuid.uuid4().hex[:8]}"
-        client = _shared.Client(toll.port, keys.create(toll.engine, name, allowed=Allowed(limits=budgets_of(budgets), **allowed)))
-        in_a_row = 0
-        while toll.engine.dialect.name != "sqlite" and in_a_row < 15:
-            in_a_row = in_a_row + 1 if (await client.get("/v1/models")).status == 200 else 0
-            await asyncio.sleep(0.04)
-        return name, client
+        key = await asyncio.to_thread(keys.create, toll.engine, name, allowed=Allowed(limits=budgets_of(budgets), **allowed))
+        return name, _shared.Client(toll.port, key)
 
     return _make
 

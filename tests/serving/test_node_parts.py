@@ -79,6 +79,15 @@ def test_haproxy_reads_a_corrected_configuration(tmp_path: Path) -> None:
     assert config.read_text() == corrected.replace("bind *:8404", "bind 127.0.0.1:8404")
 
 
+def test_the_one_public_port_stays_open(tmp_path: Path) -> None:
+    """On a server Ray writes its public port as `*` too: that one is let be, the others go to loopback."""
+    config = tmp_path / "haproxy.cfg"
+    config.write_text("    bind *:8100\n    bind *:81000\n    bind *:8404\n    bind :9101\n")
+    subprocess.run([write_wrapper(tmp_path, Path("/bin/true"), 8100), "-f", config], check=True)
+    loopback = "".join(f"    bind 127.0.0.1:{port}\n" for port in (81000, 8404, 9101))
+    assert config.read_text() == f"    bind 0.0.0.0:8100\n{loopback}"
+
+
 def test_counters_are_added_up_over_labels() -> None:
     """vLLM writes one sample per engine and reason."""
     text = '# HELP x\nvllm:num_requests_running{engine="0"} 2.0\nvllm:num_requests_running{engine="1"} 1.0\nother 5\n'

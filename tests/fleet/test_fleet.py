@@ -1,0 +1,124 @@
+"""Three bare machines become a fleet that answers over TLS, and stay one. Real systemd, SSH, Ray, vLLM and PostgreSQL; minutes each."""
+
+import json
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+pytestmark = pytest.mark.fleet
+ASKED = [22, 80, 443, 5432, 6379, *range(6800, 6806), 8000, 8100, 8265, 8404, 8500, 9101, 10001, 44217, 44227, *range(11000, 12000),
+         *range(30000, 30010)]
+
+
+def reachable(address: str) -> list[int]:
+    """The ports of a machine that take a connection from outside the fleet."""
+    def knock(port: int) -> bool:
+        try:
+            with socket.create_connection((address, port), timeout=2):
+                return True
+        except OSError:
+            return False
+
+    with ThreadPoolExecutor(100) as pool:
+        return [port for port, is_open in zip(ASKED, pool.map(knock, ASKED), strict=True) if is_open]
+
+
+def test_a_created_key_is_answered_over_tls(fleet, key):
+    """What the README's administrator sees: the right model answers, a stranger is refused."""
+    status, headers = fleet.ask(key)
+    assert status == 200 and headers["inhouse-task"] == "extraction" and headers["inhouse-model"] == "demo-extractor"
+    assert fleet.ask("ihk_nobody")[0] == 401
+
+
+def test_a_second_run_changes_nothing(fleet):
+    """Every task sees that its work is done; check mode says the same."""
+    assert set(fleet.changed(fleet.play("site.yml")).values()) == {0}
+    assert set(fleet.changed(fleet.play("site.yml", "--check", "--diff")).values()) == {0}
+
+
+def test_only_ssh_and_the_tls_endpoint_are_reachable(fleet):
+    """From outside, every other port of every machine is silent; with the firewall stopped Ray and Serve are not, so this can fail."""
+    found = {name: reachable(fleet.lab.address(name)) for name in ("node1", "node2", "node3")}
+    assert found == {"node1": [22, 443], "node2": [22], "node3": [22]}
+    fleet.lab.ssh("node1", "systemctl stop nftables-inhouse")
+    try:
+        assert {6379, 8100} <= set(reachable(fleet.lab.address("node1")))
+    finally:
+        fleet.lab.ssh("node1", "systemctl start nftables-inhouse")
+
+
+def test_ray_refuses_who_has_no_token(fleet):
+    """Also on the head itself, where no firewall stands between: its API asks for the token."""
+    code = "import urllib.request as u, urllib.error as e\ntry: print(u.urlopen('http://127.0.0.1:8265/api/serve/applications/').status)\n"
+    assert fleet.lab.ssh("node1", f"python3 -c \"{code}except e.HTTPError as x: print(x.code)\"").strip() == "401"
+
+
+def test_units_are_hardened(fleet):
+    """systemd's own score, 10 is bare: every running service of ours is at most 2."""
+    for name in ("node1", "node2"):
+        said = fleet.lab.ssh(name, "systemd-analyze security --no-pager")
+        lines = [line.split() for line in said.splitlines() if line.startswith("inhouse-")]
+        assert lines and all(float(line[1]) <= 2.0 for line in lines), lines
+
+
+def test_secrets_are_in_no_command_line_and_readable_by_few(fleet, key):
+    """Neither the token nor the database's password is an argument of any process; another user reads neither file."""
+    arguments = fleet.lab.ssh("node1", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
+    for file in ("/etc/inhouse/ray-token", "/etc/inhouse/database-password"):
+        assert fleet.lab.ssh("node1", f"cat {file}").strip() not in arguments
+        assert "denied" in fleet.lab.ssh("node1", f"setpriv --reuid nobody --clear-groups cat {file} 2>&1 || true")
+
+
+def test_preflight_says_what_is_wrong_before_anything_changes(fleet):
+    """Wheels for another Python than the machines': a verdict in JSON, and no change."""
+    said = fleet.play("site.yml", "-e", "release_python=3.12", succeeds=False)
+    verdict = json.loads((fleet.folder / "preflight.json").read_text())
+    assert not verdict["ok"] and len(verdict["failures"]) == 3 and "node1: has Python 3.11" in verdict["failures"][0]
+    assert set(fleet.changed(said).values()) == {0}
+
+
+def test_a_drained_worker_costs_no_request(fleet, key):
+    """Its model starts elsewhere first: while `drain.yml` runs every request is answered; afterwards the worker comes back."""
+    ended, answers = threading.Event(), []
+
+    def asking():
+        while not ended.is_set():
+            answers.append(fleet.ask(key)[0])
+
+    thread = threading.Thread(target=asking)
+    thread.start()
+    try:
+        fleet.play("drain.yml", "-l", "node2")
+    finally:
+        ended.set()
+        thread.join()
+    assert set(answers) == {200}, answers
+    assert fleet.lab.ssh("node2", "systemctl is-active inhouse-cell", check=False).strip() == "inactive"
+    fleet.play("resume.yml", "-l", "node2")
+
+
+def test_a_lost_head_comes_back_with_its_models(fleet, key):
+    """One cell has a bounded outage: Ray's processes are killed on the head, the unit starts them and the models are deployed again."""
+    fleet.lab.ssh("node1", "systemctl kill --signal=KILL inhouse-cell")
+    print(f"answered again after {fleet.await_answer(key):.0f} s")
+
+
+def test_a_backup_brings_keys_back(fleet, key):
+    """A key made before the backup answers after everything was deleted and restored; one made after the backup does not."""
+    dumps = fleet.folder / "backups"
+    fleet.play("backup.yml", "-e", f"backup_folder={dumps}")
+    later = fleet.lab.ssh("node1", "inhouse keys create later").strip()
+    fleet.lab.ssh("node1", "cd /tmp && runuser -u postgres -- psql -q inhouse -c 'DELETE FROM keys'")
+    fleet.play("restore.yml", "-e", f"backup_file={next(dumps.glob('*.dump'))}")
+    fleet.await_answer(key)
+    assert fleet.ask(later)[0] == 401
+
+
+def test_reset_leaves_nothing_of_ours(fleet):
+    """The last test: a worker is a bare machine again, and the play refuses without the word."""
+    assert "if you mean it" in fleet.play("reset.yml", "-l", "node3", succeeds=False)
+    fleet.play("reset.yml", "-l", "node3", "-e", "reset=yes")
+    left = "ls -d /opt/inhouse /etc/inhouse /var/lib/inhouse /etc/systemd/system/*inhouse* 2>/dev/null; nft list tables; pgrep -l raylet"
+    assert fleet.lab.ssh("node3", left, check=False).strip() == ""

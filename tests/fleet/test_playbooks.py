@@ -1,0 +1,122 @@
+"""What can be known about the playbooks without a machine: they lint, parse, and say of themselves what is so."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ANSIBLE = Path(__file__).parents[2] / "ansible"
+EXAMPLE = ANSIBLE / "inventory" / "example" / "hosts.yml"
+ROLES = sorted(path.name for path in (ANSIBLE / "roles").iterdir())
+PLAYBOOKS = sorted(path.name for path in ANSIBLE.glob("*.yml"))
+ENTRIES = [(role, entry.name) for role in ROLES for entry in sorted((ANSIBLE / "roles" / role / "tasks").glob("*.yml"))]
+
+
+def tool(name: str, *arguments: str, folder: Path = ANSIBLE) -> "subprocess.CompletedProcess[str]":
+    """Runs one of Ansible's programs from the environment of the tests."""
+    program = Path(sys.executable).parent / name
+    path = f"{program.parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run([program, *arguments], capture_output=True, text=True, check=False, cwd=folder,
+                          env={**os.environ, "PATH": path, "ANSIBLE_NOCOLOR": "1", "NO_COLOR": "1"})
+
+
+def read(role: str, file: str):
+    """A YAML file of a role."""
+    return yaml.safe_load((ANSIBLE / "roles" / role / file).read_text(encoding="utf-8"))
+
+
+def test_everything_lints_at_the_strictest_profile():
+    """ansible-lint's `production` profile finds nothing, with no rule skipped."""
+    said = tool("ansible-lint", "--profile", "production", "--offline", "--strict", ".")
+    assert said.returncode == 0, said.stdout + said.stderr
+
+
+def test_the_linter_can_fail(tmp_path):
+    """A planted offence is found, so that a clean run means something."""
+    (tmp_path / "bad.yml").write_text("---\n- hosts: all\n  tasks:\n    - shell: ls | wc -l\n")
+    said = tool("ansible-lint", "--profile", "production", "--offline", "--strict", "bad.yml", folder=tmp_path)
+    assert said.returncode != 0 and "fqcn" in said.stdout
+
+
+@pytest.mark.parametrize("playbook", PLAYBOOKS)
+def test_a_playbook_parses_against_the_example_inventory(playbook):
+    """Syntax, roles and included files are there."""
+    said = tool("ansible-playbook", "--syntax-check", "-i", str(EXAMPLE), playbook)
+    assert said.returncode == 0, said.stderr
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_roles_defaults_are_what_its_documentation_says(role):
+    """argument_specs and defaults name the same variables with the same values, each described and prefixed with the role's name."""
+    defaults = read(role, "defaults/main.yml")
+    for entry in read(role, "meta/argument_specs.yml")["argument_specs"].values():
+        assert {name: option["default"] for name, option in entry["options"].items()} == defaults
+        assert all(option["description"] and name.startswith(f"{role}_") for name, option in entry["options"].items())
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_secrets_are_not_shown(role):
+    """A variable that holds a secret is marked so that Ansible keeps it out of its output."""
+    for entry in read(role, "meta/argument_specs.yml")["argument_specs"].values():
+        for name, option in entry["options"].items():
+            assert option.get("no_log", False) == name.endswith(("_token", "_password", "_key")), name
+
+
+@pytest.mark.parametrize(("role", "tasks"), ENTRIES, ids=lambda value: value)
+def test_every_file_has_an_owner_and_a_mode(role, tasks):
+    """What is written on a machine says whose it is and who may read it; ansible-lint asks only for the mode."""
+    def walk(steps):
+        for step in steps or ():
+            yield step
+            yield from walk(step.get("block"))
+            yield from walk(step.get("rescue"))
+
+    for step in walk(read(role, f"tasks/{tasks}")):
+        for module in ("copy", "template"):
+            if f"ansible.builtin.{module}" in step:
+                assert {"owner", "group", "mode"} <= step[f"ansible.builtin.{module}"].keys(), step["name"]
+
+
+def test_every_service_is_under_the_sandbox():
+    """The units' names begin with what the drop-in of `base` applies to, and none names root."""
+    units = sorted((ANSIBLE / "roles").rglob("templates/*.service.j2"))
+    assert len(units) >= 3
+    for unit in units:
+        text = unit.read_text(encoding="utf-8")
+        assert unit.name.startswith("inhouse-") and "\nUser=inhouse-" in text, unit
+        assert not any(line.startswith(("Capability", "Ambient", "ProtectSystem", "NoNewPrivileges")) for line in text.splitlines()), unit
+
+
+def test_the_example_has_every_group():
+    """A copied inventory passes the preflight's first question."""
+    groups = yaml.safe_load(EXAMPLE.read_text(encoding="utf-8"))["all"]["children"]
+    assert {"head", "gpu_nodes", "router", "data"} <= groups.keys()
+
+
+def rendered(tmp_path, role: str, template: str, hosts: dict[str, dict[str, str]], groups: dict[str, list[str]]) -> dict[str, str]:
+    """A template as each machine of an inventory would get it; no machine is asked."""
+    inventory = {"all": {"hosts": hosts, "children": {group: {"hosts": dict.fromkeys(names)} for group, names in groups.items()},
+                         "vars": {"ansible_connection": "local", "ansible_python_interpreter": sys.executable,
+                                  "inhouse_ip": "{{ ansible_host }}"}}}
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump(inventory))
+    copy = {"src": str(ANSIBLE / "roles" / role / "templates" / template), "dest": f"{tmp_path}/{{{{ inventory_hostname }}}}"}
+    play = [{"hosts": "all", "gather_facts": False, "vars": read(role, "defaults/main.yml"), "tasks": [{"ansible.builtin.template": copy}]}]
+    (tmp_path / "play.yml").write_text(yaml.safe_dump(play))
+    said = tool("ansible-playbook", "-i", str(tmp_path / "hosts.yml"), str(tmp_path / "play.yml"))
+    assert said.returncode == 0, said.stdout
+    return {name: (tmp_path / name).read_text() for name in hosts}
+
+
+def test_a_cells_ports_are_open_to_its_own_machines_alone(tmp_path):
+    """Of two cells none reaches the other's Ray; routers reach Serve on heads and the database, a worker opens SSH and its cell's ports."""
+    hosts = {name: {"ansible_host": f"10.0.0.{i}"} for i, name in enumerate(("a1", "a2", "b1", "b2", "r1"), start=1)}
+    hosts["b2"]["cell_head"] = "b1"
+    groups = {"head": ["a1", "b1"], "gpu_nodes": ["a1", "a2", "b2"], "router": ["r1"], "data": ["r1"]}
+    rules = rendered(tmp_path, "firewall", "firewall.nft.j2", hosts, groups)
+    assert "30000-31000 } ip saddr { 10.0.0.1, 10.0.0.2 } accept" in rules["a2"] and rules["a2"].count("dport") == 2
+    assert "30000-31000 } ip saddr { 10.0.0.3, 10.0.0.4 } accept" in rules["b1"]
+    assert "tcp dport 8100 ip saddr { 10.0.0.5 } accept" in rules["b1"] and "tcp dport 5432 ip saddr { 10.0.0.5 } accept" in rules["r1"]
+    assert "6379" not in rules["r1"] and "policy drop" in rules["r1"]
