@@ -87,7 +87,8 @@ def intervals(verdicts: Sequence[Verdict]) -> alt.LayerChart:
 
 
 def quality_cost(points: Sequence[Standing]) -> alt.LayerChart:
-    """Each model at each task: what a thousand successes cost, and how often it succeeds, with intervals. Lines join each task's frontier.
+    """Each model at each task: what a thousand successes cost, and how often it succeeds, with intervals. What is on its task's
+    frontier is solid and joined by a line, what is not is faint.
 
     A model without a price or without a success has no place on the cost axis and is not drawn.
     """
@@ -95,11 +96,12 @@ def quality_cost(points: Sequence[Standing]) -> alt.LayerChart:
     values = [{"task": one.task, "model": one.model, "usd": 1000 * one.usd_per_success, "success": one.success.value,
                "low": one.success.low, "high": one.success.high, "on the frontier": one in best}
               for one in points if one.usd_per_success is not None]  # fmt: skip
-    x = alt.X("usd:Q", scale=alt.Scale(type="log"), title="USD per 1,000 successful tasks")
+    x = alt.X("usd:Q", scale=alt.Scale(type="log"), axis=alt.Axis(tickCount=4), title="USD per 1,000 successful tasks")
     y = alt.Y("success:Q", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%"), title="effective success")
-    drawn = _chart(values).encode(x=x, color=alt.Color("task:N", title="task"))
+    solid = alt.Opacity("on the frontier:N", scale=alt.Scale(domain=[True, False], range=[1.0, 0.3]))
+    drawn = _chart(values).encode(x=x, color=alt.Color("task:N", title="task"), opacity=solid)
     line = _chart([one for one in values if one["on the frontier"]]).mark_line(strokeDash=[4, 3]).encode(x=x, y=y, color="task:N")
     bar = drawn.mark_rule().encode(y=alt.Y("low:Q", scale=alt.Scale(domain=[0, 1])), y2="high:Q")
-    dot = drawn.mark_point(size=90, filled=True).encode(y=y, tooltip=["task:N", "model:N", "usd:Q", "success:Q", "on the frontier:N"])
-    name = drawn.mark_text(align="left", dx=8, dy=-8).encode(y=y, text="model:N")
-    return alt.layer(line, bar, dot, name).properties(width=480, height=320)
+    told = ["task:N", "model:N", "usd:Q", "success:Q", "on the frontier:N"]
+    dot = drawn.mark_point(size=120, filled=True).encode(y=y, shape=alt.Shape("model:N", title="model"), tooltip=told)
+    return alt.layer(line, bar, dot).properties(width=480, height=320)

@@ -9,8 +9,8 @@
 # **Conclusion.** The commands under "Make it so": one for each task whose candidate is *better* or *not worse by more than the margin*.
 # A task without a command keeps the model that it has.
 #
-# **Evidence.** Every model answers every task's cases. The plot shows what a success costs and how often it comes; only models on a
-# task's dashed line are worth a thought. The verdicts are read off paired intervals, and share one error rate over all tasks (Holm).
+# **Evidence.** Every model answers every task's cases. The plot shows what a success costs and how often it comes; only what is solid,
+# its task's frontier, is worth a thought. The verdicts are read off paired intervals, and share one error rate over all tasks (Holm).
 #
 # Runs against `make up`. It changes no route: you do, with the command.
 

@@ -57,7 +57,7 @@ class Planner:
     def read(self, before: Plan | None = None) -> Plan:
         """The plan of the files as they are now. What is known of a target's health carries over from `before`. Raises `ConfigError`.
 
-        Tasks' budgets are in the database when it returns. Training the classifier may take seconds: call it in a thread.
+        What tasks and models may use is in the database when it returns. Training the classifier may take seconds: call it in a thread.
         """
         settings = self._settings
         site = settings.site()
@@ -77,7 +77,6 @@ class Planner:
         if watched != self._watched:
             self._watched = watched
             self._seen = self._look()
-        declare(self._engine, "task", {name: task.limits() for name, task in site.tasks.items() if task.budgets})
         return plan
 
     def known(self, plan: Plan) -> Known:
@@ -86,8 +85,8 @@ class Planner:
 
     def _declare(self, routes: Routes, fleet: Fleet) -> None:
         """Makes the limits that the file gives to tasks and models those of the database."""
-        models = {limited.model: budgets_of(limited.budgets) for limited in routes.model_limits}
         declare(self._engine, "task", {task.name: task.limits() for task in routes.tasks if task.budgets})
+        models = {limited.model: budgets_of(limited.budgets) for limited in routes.model_limits}
         declare(self._engine, "model", models)
         for target in fleet.all():
             target.accounts = self._purse.accounts("model", target.model, models.get(target.model, ()))

@@ -12,10 +12,13 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from socket import socket as Socket
 from typing import Any
 
 from uvicorn import Config
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
+from uvicorn.supervisors.multiprocess import Process
 
 from routing.config import ConfigError
 from routing.settings import Settings
@@ -47,9 +50,27 @@ async def lifespan(scope: dict[str, Any], receive: Callable[[], Awaitable[Any]],
 
 
 class Supervisor(Multiprocess):
-    """uvicorn's supervisor: a worker that dies or hangs is replaced. SIGHUP restarts nothing: all workers read their files again."""
+    """uvicorn's supervisor: a worker that dies or hangs is replaced. SIGHUP restarts nothing: all workers read their files again.
+
+    uvicorn ends all workers when one can't start. At the first start so do we; once the router has settled, as where a wrong file is on
+    the disk, it is tried again and the others go on.
+    """
 
     was_told_to_stop = False
+
+    def __init__(self, config: Config, sockets: list[Socket]) -> None:
+        super().__init__(config, sockets)
+        self._settled_at = time.monotonic() + _SETTLED_S
+
+    def keep_subprocess_alive(self) -> None:
+        if time.monotonic() > self._settled_at:
+            for i, process in enumerate(self.processes):
+                if process.process.exitcode == STARTUP_FAILURE:
+                    log.error("router: a worker could not start; trying again")
+                    time.sleep(1)
+                    self.processes[i] = Process(self.config, self.sockets)
+                    self.processes[i].start()
+        super().keep_subprocess_alive()
 
     def handle_int(self) -> None:
         self.was_told_to_stop = True
@@ -67,10 +88,7 @@ class Supervisor(Multiprocess):
 
 
 def run(settings: Settings) -> int:
-    """Runs the router until SIGTERM or SIGINT; the exit code. Open streams get time to end.
-
-    uvicorn gives up when a worker fails while it starts. At the first start so do we; later all are started anew, as nobody else would.
-    """
+    """Runs the router until SIGTERM or SIGINT; the exit code, 1 where it can't start. Open streams get time to end."""
     os.environ.update(settings.environment())
     try:
         settings.site()  # a wrong file is told before any process is started
@@ -83,17 +101,9 @@ def run(settings: Settings) -> int:
         ws="none", loop="uvloop", lifespan="on", interface="asgi3", proxy_headers=False, access_log=False, log_config=None,
         log_level="warning", backlog=4096, timeout_graceful_shutdown=_SHUTDOWN_S, timeout_worker_healthcheck=30,
     )  # fmt: skip
-    socket = config.bind_socket()
-    started = time.monotonic()
-    while True:
-        supervisor = Supervisor(config, [socket])
-        supervisor.run()
-        if supervisor.was_told_to_stop:
-            return 0
-        if time.monotonic() - started < _SETTLED_S:
-            return 1
-        log.error("router: a worker could not start; starting all of them again")
-        time.sleep(1)
+    supervisor = Supervisor(config, [config.bind_socket()])
+    supervisor.run()
+    return 0 if supervisor.was_told_to_stop else 1
 
 
 def _fresh_metrics(folder: Path) -> None:

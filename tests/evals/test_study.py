@@ -11,7 +11,8 @@ from evals.compare import compare, pair, usd_per_success
 from evals.comparison import keep
 from evals.cost import CostError, Own, Price, Prices, break_even, own_price, usd
 from evals.load import Load
-from evals.study import ask, billed, hosted, own_measured
+from evals.report import Share
+from evals.study import CommandError, Standing, ask, billed, command, frontier, hosted, own_listed, own_measured, promotion, standing
 
 OWN = Own(usd_per_gpu_hour=2.5, gpus=2, input_tokens_per_s=20_000, output_tokens_per_s=2_000, prefill_share=0.4, utilisation=0.3)
 PRICES = Prices(date="2026-11-25", hosted={"openai/gpt-5-nano": Price(input=0.05, output=0.4)})
@@ -105,3 +106,45 @@ def test_a_model_without_a_price_is_refused():
     """Comparing costs with an unpriced model is an error that says what names there are."""
     with pytest.raises(CostError, match=r"names are provider/model, as in evals/prices\.yaml"):
         hosted("openai/none", "https://api.openai.com/v1", "NO_SUCH_KEY", LOCAL, PRICES)
+
+
+def at(model, success, paid, task="extraction"):
+    """A standing."""
+    return Standing(task, model, Share(success, 0.0, 1.0, 100), paid)
+
+
+def test_the_frontier_leaves_out_what_another_beats():
+    """A model that is dearer and no better is off it, equals are both on it, other tasks do not compete, the unpriced are not on it."""
+    cheap, good, dear, twin = at("cheap", 0.8, 1.0), at("good", 0.9, 2.0), at("dear", 0.9, 3.0), at("twin", 0.8, 1.0)
+    elsewhere, unpriced = at("elsewhere", 0.1, 9.0, task="chat"), at("unpriced", 1.0, None)
+    points = [cheap, good, dear, twin, elsewhere, unpriced]
+    assert frontier(points) == [cheap, good, twin, elsewhere]
+    line, bars, *_ = data_of(plots.quality_cost(points))
+    assert [one["model"] for one in line] == ["cheap", "good", "twin", "elsewhere"]
+    assert {one["model"]: one["usd"] for one in bars}["dear"] == 3000.0 and len(bars) == 5
+
+
+def test_a_standing_has_what_all_answers_cost_over_the_right_ones(tmp_path, keep_run):
+    """Half right doubles the price of a success; without a price or a success it is unknown, never 0."""
+    half, none = keep_run(tmp_path, "half", [1.0, 0.0] * 10), keep_run(tmp_path, "none", [0.0] * 20)
+    prices = Prices(date="2026-11-25", own={name: own_listed(usd_per_gpu_hour=3.6, tokens_per_s=1000) for name in ("half", "none")})
+    row = half.rows[0]
+    assert own_price(prices.own["half"], 1.0) == Price(input=1.0, output=1.0)
+    one = usd(own_price(prices.own["half"]), row.prompt_tokens, row.completion_tokens)
+    assert standing(half, prices).usd_per_success == pytest.approx(2 * one)
+    assert standing(half, PRICES).usd_per_success is None and standing(none, prices).usd_per_success is None
+
+
+def test_only_a_verdict_that_promotes_has_a_command(tmp_path, keep_run):
+    """The command names task, model and evidence; a worse candidate has none."""
+    good, bad = keep_run(tmp_path, "good", [1.0] * 100), keep_run(tmp_path, "bad", [1.0, 0.0] * 50)
+    better, worse = (keep(tmp_path, compare([pair(*two)], margin=0.02)[0], PRICES).verdict for two in ((bad, good), (good, bad)))
+    assert promotion(better) == f"inhouse routes promote --task {better.task} --to good --evidence {better.id}"
+    assert promotion(worse) is None
+
+
+def test_the_command_is_asked_for_what_other_rooms_know():
+    """What it prints is data, and what it refuses is its own one line."""
+    assert {"demo-extractor", "demo-generalist"} <= {one["name"] for one in command("models", "list")}
+    with pytest.raises(CommandError, match="no model `demo-extracter` in the catalog"):
+        command("models", "fit", "demo-extracter")

@@ -179,3 +179,23 @@ async def test_a_database_that_is_away_does_not_stop_answers(start_router, chat,
     async with asyncio.timeout(5):
         while (await router.get("/readyz")).json["ledger"] != "ok":
             await asyncio.sleep(0.05)
+
+
+async def test_a_worker_that_dies_while_a_wrong_file_is_there_comes_back_with_the_right_one(start_router, chat, wait_until):
+    """Its successor can't start; the other worker answers all the while, and both are there again once the file is put right."""
+    router = start_router(workers=2)
+    routes = router.home / "routes.yaml"
+    right = routes.read_text()
+    first, second = wait_until(lambda: len(found := router.workers()) == 2 and found)
+    await asyncio.sleep(21)  # a router that has settled: at its first start a wrong file ends it
+    routes.write_text("tasks: nonsense")
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: "could not start" in router.log.read_text(), 60)
+    await served(router, chat)
+    assert router.process.poll() is None and second in router.workers()
+    routes.write_text(right)
+    before = router.log.read_text().count("could not start")
+    wait_until(lambda: len(found := router.workers()) == 2 and first not in found and second in found, 60)
+    await served(router, chat)
+    await asyncio.sleep(3)
+    assert router.log.read_text().count("could not start") <= before + 1
