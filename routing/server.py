@@ -8,11 +8,11 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from socket import socket as Socket
 from typing import Any
 
 from uvicorn import Config
@@ -25,6 +25,7 @@ from routing.settings import Settings
 
 log = logging.getLogger("inhouse.router")
 _SHUTDOWN_S = 30
+_MOST_SILENT = 30  # seconds
 _SETTLED_S = 20.0  # workers that can't start within this time of the first start never will
 
 
@@ -58,19 +59,33 @@ class Supervisor(Multiprocess):
 
     was_told_to_stop = False
 
-    def __init__(self, config: Config, sockets: list[Socket]) -> None:
+    def __init__(self, config: Config, sockets: list[socket.socket]) -> None:
         super().__init__(config, sockets)
         self._settled_at = time.monotonic() + _SETTLED_S
+        self._silent: dict[Process, int] = {}  # how often a worker that lives has not answered
 
     def keep_subprocess_alive(self) -> None:
-        if time.monotonic() > self._settled_at:
-            for i, process in enumerate(self.processes):
-                if process.process.exitcode == STARTUP_FAILURE:
-                    log.error("router: a worker could not start; trying again")
-                    time.sleep(1)
-                    self.processes[i] = Process(self.config, self.sockets)
-                    self.processes[i].start()
-        super().keep_subprocess_alive()
+        for i, process in enumerate(self.processes):
+            if self.should_exit.is_set():
+                return
+            if not self._is_well(process):
+                process.kill()
+                process.join()
+                if process.exitcode == STARTUP_FAILURE and time.monotonic() < self._settled_at:
+                    self.should_exit.set()
+                    return
+                log.error("router: a worker ended (%s); starting another", process.exitcode)
+                time.sleep(1 if process.exitcode == STARTUP_FAILURE else 0)
+                self.processes[i] = Process(self.config, self.sockets)
+                self.processes[i].start()
+
+    def _is_well(self, process: Process) -> bool:
+        """Whether a worker lives and answers, or has been silent for less than half a minute: one that starts is silent for a while."""
+        if not process.process.is_alive():
+            return False
+        self._silent = {one: n for one, n in self._silent.items() if one in self.processes}
+        self._silent[process] = 0 if process.ping(1) else self._silent.get(process, 0) + 1
+        return self._silent[process] < _MOST_SILENT
 
     def handle_int(self) -> None:
         self.was_told_to_stop = True
@@ -99,7 +114,7 @@ def run(settings: Settings) -> int:
     config = Config(
         "routing.server:lifespan", host=settings.host, port=settings.port, workers=settings.workers, http="routing.connection:Connection",
         ws="none", loop="uvloop", lifespan="on", interface="asgi3", proxy_headers=False, access_log=False, log_config=None,
-        log_level="warning", backlog=4096, timeout_graceful_shutdown=_SHUTDOWN_S, timeout_worker_healthcheck=30,
+        log_level="warning", backlog=4096, timeout_graceful_shutdown=_SHUTDOWN_S,
     )  # fmt: skip
     supervisor = Supervisor(config, [config.bind_socket()])
     supervisor.run()
