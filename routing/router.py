@@ -34,6 +34,7 @@ from serving.catalog import nearest
 _TASK = "task/"
 _RUN = b"inhouse-run"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+_NOT_PLAIN = re.compile(r"[^\x20-\x7e]")
 _PATIENCE = 3  # repeats more that each raise by a person gives a run
 _LOOKED_AT_HERE = 32 << 10  # bytes; larger bodies are searched in a thread, as the slowest take a second a MiB
 
@@ -165,11 +166,16 @@ async def look_for_loops(house: House, call: Call, asked: Asked) -> None:
     house.metrics.found(finding, call.task)
     if finding.severity == "stop":
         await _stop(house, call, finding)
-    call.warning = f"{finding.kind}; {finding.detail}"
+    call.warning = _words(finding)
+
+
+def _words(finding: Finding) -> str:
+    """A finding for headers, terminals and messages: tools are named as their caller named them, but for signs that could do harm."""
+    return _NOT_PLAIN.sub("?", f"{finding.kind}: {finding.detail}")[:300]
 
 
 async def _stop(house: House, call: Call, finding: Finding) -> None:
-    reason = f"{finding.kind}: {finding.detail}"
+    reason = _words(finding)
     if call.run is None:
         raise RunStopped(f"the agent goes in circles ({reason}); change what it does, or declare the tool as `polling` for its task",
                          code="loop")  # fmt: skip
@@ -222,7 +228,7 @@ async def _note_answer(house: House, call: Call, said: bytes) -> None:
         house.metrics.found(finding, call.task)
         if finding.severity == "stop":
             house.answers.forget(call.run.id)
-            await house.runs.stop_for(call.run, f"{finding.kind}: {finding.detail}")
+            await house.runs.stop_for(call.run, _words(finding))
 
 
 async def _other(house: House, request: Request) -> Reply:

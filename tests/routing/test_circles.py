@@ -6,11 +6,11 @@ from routing.audit import place_of
 from routing.audit_verify import ledger_requests, missing_requests, verify
 
 
-def agent(chat, steps, **more):
+def agent(chat, steps, *, tool="read", **more):
     """The request of an agent that has made that many equal tool calls."""
     said = [{"role": "user", "content": "fix it"}]
     for i in range(steps):
-        call = {"id": f"c{i}", "type": "function", "function": {"name": "read", "arguments": '{"path": "a"}'}}
+        call = {"id": f"c{i}", "type": "function", "function": {"name": tool, "arguments": '{"path": "a"}'}}
         said += [{"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "tool_call_id": f"c{i}", "content": "same"}]
     return chat(messages=said, **more)
 
@@ -25,6 +25,13 @@ async def test_a_circle_is_told_then_refused_and_the_model_is_not_asked(router, 
     assert stopped.status == 409
     assert "repeated_call" in stopped.json["error"]["message"] and "`read`" in stopped.json["error"]["message"]
     assert asked["tag"] not in upstream.seen
+
+
+async def test_a_tools_name_can_write_no_header(router, chat):
+    """A name with line breaks or letters that no header has comes out plain: nothing of it becomes a header of its own."""
+    warned = await router.ask(agent(chat, 3, tool="a\r\nset-cookie: b=c\r\n\u00e9\u2028"))
+    assert warned.status == 200 and "set-cookie" not in warned.headers
+    assert "a??set-cookie: b=c????" in warned.headers["inhouse-loop"]
 
 
 async def test_every_request_of_the_ledger_is_in_the_audit_log(router, chat, wait_until, tag):
