@@ -8,7 +8,6 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -59,8 +58,8 @@ class Supervisor(Multiprocess):
 
     was_told_to_stop = False
 
-    def __init__(self, config: Config, sockets: list[socket.socket]) -> None:
-        super().__init__(config, sockets)
+    def __init__(self, config: Config) -> None:
+        super().__init__(config, [config.bind_socket()])
         self._settled_at = time.monotonic() + _SETTLED_S
         self._silent: dict[Process, int] = {}  # how often a worker that lives has not answered
 
@@ -116,7 +115,7 @@ def run(settings: Settings) -> int:
         ws="none", loop="uvloop", lifespan="on", interface="asgi3", proxy_headers=False, access_log=False, log_config=None,
         log_level="warning", backlog=4096, timeout_graceful_shutdown=_SHUTDOWN_S,
     )  # fmt: skip
-    supervisor = Supervisor(config, [config.bind_socket()])
+    supervisor = Supervisor(config)
     supervisor.run()
     return 0 if supervisor.was_told_to_stop else 1
 
