@@ -24,6 +24,8 @@ _NEEDED_PREFIXES = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY", "README", "tok
 # Copies of the same weights for other programs.
 _FOREIGN_FOLDERS = {"original", "onnx", "openvino", "metal", "gguf", "coreml", ".git"}
 
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # the client reads it once, when any part of it is first imported
+
 
 class HubError(Exception):
     """The hub can't be used as asked. The message says what to do."""
@@ -51,7 +53,6 @@ def endpoint() -> str:
 
 def api() -> "HfApi":
     """The hub's client, imported here because it costs 0.3 s (2026-11), with telemetry and its own progress bars off."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub import HfApi
     from huggingface_hub.utils import disable_progress_bars, logging  # type: ignore[attr-defined]  # public, not in __all__
 

@@ -286,7 +286,8 @@ def test_describing_reads_headers_only(server: Any) -> None:
 def test_no_telemetry(server: Any, tmp_path: Path) -> None:
     """The client says who it is and nothing about the machine's other software; in a process of its own, as commands are."""
     code = ("import os, sys; from pathlib import Path; from serving.catalog import Model, Price; from serving.fetch import fetch\n"
-            "fetch(Model(name='tiny', license='x', price=Price(usd_per_gpu_hour=1), repo=sys.argv[1], revision=sys.argv[2]), Path(sys.argv[3]))\n"
+            "tiny = Model(name='tiny', license='x', price=Price(usd_per_gpu_hour=1), repo=sys.argv[1], revision=sys.argv[2])\n"
+            "fetch(tiny, Path(sys.argv[3]))\n"
             "assert os.environ['HF_HUB_DISABLE_TELEMETRY'] == '1'")  # fmt: skip
     told = {name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_TELEMETRY"}
     subprocess.run([sys.executable, "-c", code, REPO, REVISION, str(tmp_path)], env=told, check=True)
