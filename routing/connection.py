@@ -257,7 +257,7 @@ class Connection(HttpToolsProtocol):
 
     def _read(self, part: str) -> None:
         self._reading = part
-        if self._task is None and self._relay is None:
+        if not self.is_answering:
             self._enter(part)
 
     def _check_head(self, size: int) -> None:

@@ -25,7 +25,7 @@ from routing.metrics import Metrics
 from routing.policy import Policy, may_leave
 from routing.prices import Charge
 from routing.purse import Purse
-from routing.relay import Relay, failure
+from routing.relay import CLIENT_LEFT, Relay, failure
 from routing.repetition import CAUSE, in_openai_words, with_detection
 from routing.stream import Tokens, tokens_of
 from routing.upstream import Answer, Origin, Pool, Timeouts, UpstreamError
@@ -35,7 +35,6 @@ log = logging.getLogger("inhouse.forward")
 _NOT_THE_CALLERS = frozenset((401, 402, 403, 407, 408, 429))  # about our key, our bill, our pace: never shown as the caller's own
 _NOT_SICK = frozenset(("busy", "status_500"))  # a full house, and a request that one model can't digest, say little about its health
 _MOST_ATTEMPTS = 4
-_CLIENT_LEFT = 499  # nginx's word for it; callers never see it
 _PASSED_ON = frozenset((b"accept", b"traceparent", b"tracestate", b"anthropic-version", b"anthropic-beta", b"openai-beta"))
 _PASSED_OUT = frozenset((b"anthropic-version", b"anthropic-beta", b"openai-beta"))
 _DATE = rb"\d{4}-?\d\d-?\d\d"
@@ -96,7 +95,7 @@ class Door:
                 raise
             except BaseException:
                 target.let_be()
-                status, word = (RunStopped.status, RunStopped.code) if call.is_stopped else (_CLIENT_LEFT, "client_left")
+                status, word = (RunStopped.status, RunStopped.code) if call.is_stopped else (CLIENT_LEFT, "client_left")
                 charge = attempt.hold.settle(None, None, exact=False)
                 self._ledger.append(attempt.ended(status, charge, error=word, exact=False))
                 raise

@@ -13,7 +13,7 @@ from routing.standing import stale
 from routing.tasks import as_table
 
 _JSON = b"content-type: application/json\r\n"
-_TASK = "task/"
+TASK = "task/"  # before a task's name, where a model's name may stand
 
 
 def health(house: House, path: str) -> Reply:
@@ -62,7 +62,7 @@ def _listed(house: House, caller: Caller) -> list[dict[str, Any]]:
     for name, task in site.tasks.items():
         if caller.may_use_task(name):
             ready = any(fleet.is_ready(candidate.model) for candidate in task.candidates)
-            entries.append(_entry(f"{_TASK}{name}", "task", task.description, ready=ready))
+            entries.append(_entry(f"{TASK}{name}", "task", task.description, ready=ready))
     for name, model in site.models.items():
         if caller.may_use_model(name):
             entry = _entry(name, "model" if name == model.name else "adapter", model.description, ready=fleet.is_ready(name))

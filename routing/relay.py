@@ -11,7 +11,7 @@ from routing.repetition import in_openai_words
 from routing.stream import Tee, Tokens
 from routing.upstream import Answer, UpstreamError
 
-_CLIENT_LEFT = 499
+CLIENT_LEFT = 499  # nginx's word for it; callers never see it
 _OVERRUN_EVENTS = 16  # events that carry no token: roles, finish, usage, the blocks of other dialects
 
 
@@ -99,7 +99,7 @@ class Relay:
 
     def abandon(self) -> None:
         """The caller is gone: the model's work ends at once."""
-        self._settle(_CLIENT_LEFT, "client_left")
+        self._settle(CLIENT_LEFT, "client_left")
 
     def _finish(self) -> None:
         """The model writes on past what was reserved: the caller's stream ends as if it had stopped there, by itself."""

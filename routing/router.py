@@ -31,7 +31,6 @@ from routing.relay import Relay, stopped
 from routing.request import ENDPOINTS, Asked, read_asked
 from serving.catalog import nearest
 
-_TASK = "task/"
 _RUN = b"inhouse-run"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _NOT_PLAIN = re.compile(r"[^\x20-\x7e]")
@@ -120,8 +119,8 @@ def assign(plan: Plan, call: Call, asked: Asked) -> None:
             raise Unavailable("`auto` is off: the tasks can't be told apart well enough on held-out examples (see /readyz); "
                               "name the task as `task/<name>`", code="auto_unavailable")  # fmt: skip
         call.task, call.why = plan.classifier.task_of(asked.text())
-    elif name.startswith(_TASK):
-        task = name[len(_TASK) :]
+    elif name.startswith(listing.TASK):
+        task = name[len(listing.TASK) :]
         if task not in site.tasks:
             raise NotFound(f"no task `{task[:80]}`{nearest(task[:80], site.tasks)}; GET /v1/models lists them", param="model")
         call.task, call.why = task, "task named"

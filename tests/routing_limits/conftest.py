@@ -60,7 +60,7 @@ def _program(name: str) -> str | None:
 
 @pytest.fixture(scope="session")
 def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a PostgreSQL of this session's own, on a socket in a temporary folder. Without its programs: skipped, but not in CI."""
+    """The URL of a PostgreSQL of the tests' own, on a socket in a temporary folder. Without its programs: skipped, but not in CI."""
     initdb, postgres = _program("initdb"), _program("postgres")
     if initdb is None or postgres is None:
         if os.environ.get("CI") == "true":
