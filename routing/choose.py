@@ -125,12 +125,14 @@ class Fleet:
 
     def for_task(self, task: Task) -> list[Target]:
         """The targets in the order to try: a draw among healthy candidates, the other candidates, then the fallbacks."""
+        if len(task.candidates) == 1 and not task.fallbacks:
+            return self.for_model(task.candidates[0].model)
         names = [candidate.model for candidate in task.candidates]
         if len(names) > 1:
             names = self._drawn(names, [candidate.weight for candidate in task.candidates])
         names = [*names, *(name for name in task.fallbacks if name not in names)]
         targets = [target for name in names for target in self.for_model(name)]
-        return targets if len(targets) == 1 else sorted(targets, key=lambda target: not target.is_healthy())
+        return sorted(targets, key=lambda target: not target.is_healthy())
 
     def _drawn(self, names: Sequence[str], weights: Sequence[float]) -> list[str]:
         healthy = [weight if any(t.is_healthy() for t in self.targets[name]) else 0.0 for name, weight in zip(names, weights, strict=True)]

@@ -107,8 +107,8 @@ class Door:
         assert call.about is not None and call.asked is not None, "a call is labelled before it goes out"
         if not may_leave(self._policy, call.about, model=target.model, zone=target.zone):
             raise Denied(f"data of class `{call.data_class}` may not go to `{target.model}`", code="residency")
-        path, accounts = call.endpoint.path, accounts + target.accounts
-        prompt, most, answers = worst_of(path, call.asked.body, target.context) if accounts and not call.endpoint.is_free else _NO_WORK
+        accounts = accounts + target.accounts if target.accounts else accounts
+        prompt, most, answers = worst_of(call.asked, target.context) if accounts and not call.endpoint.is_free else _NO_WORK
         ask = Ask(accounts, prompt, most, target.price, call.request_id, number, answers)
         hold = self._purse.try_reserve(ask)
         if hold is not None:
