@@ -113,6 +113,7 @@ class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     default_class: str = ""
     max_class: str = ""
     budgets: tuple[str, ...] = ()
+    batch: bool = False
 
 
 class Oidc(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

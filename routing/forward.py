@@ -15,6 +15,7 @@ from itertools import count
 
 import msgspec
 
+from routing.batch import stand_back
 from routing.call import Attempt, Call
 from routing.choose import LONGEST_WISH_S, Target
 from routing.config import Limits
@@ -237,6 +238,9 @@ def _request(attempt: Attempt) -> bytes:
         passed = b"".join([b"%b: %b\r\n" % (name, given[name]) for name in _PASSED_ON & given.keys()])
         if call.run is not None:
             body = with_detection(endpoint.path, body)
+        if call.caller.is_batch:
+            back, body = stand_back(asked, body)
+            passed += back
     else:
         passed = target.head + _passed_out(given, is_anthropic=endpoint.dialect == "anthropic")
     content_type = given.get(b"content-type", b"") if endpoint.form else b"application/json"

@@ -42,6 +42,7 @@ class Caller(NamedTuple):
     max_class: str = ""
     limits: tuple[Budget, ...] = ()
     team_limits: tuple[Budget, ...] = ()
+    is_batch: bool = False  # served after interactive callers
 
     def may_use_task(self, task: str) -> bool:
         """Whether the key opens this task."""
@@ -63,7 +64,7 @@ class Allowed(NamedTuple):
 
 def create(
     engine: Engine, caller: str, *, tasks: Iterable[str] = ("*",), models: Iterable[str] = ("*",), lifetime_s: float | None = None,
-    allowed: Allowed = Allowed(),  # noqa: B008 (frozen)
+    is_batch: bool = False, allowed: Allowed = Allowed(),  # noqa: B008 (frozen)
 ) -> str:  # fmt: skip
     """Makes a key and returns it: the only time that it can be seen. Raises `LookupError` where the team is not there.
 
@@ -71,7 +72,7 @@ def create(
     """
     now = time.time()
     row = {"caller": caller, "tasks": json.dumps(sorted(tasks)), "models": json.dumps(sorted(models)),
-           "expires_at": now + lifetime_s if lifetime_s else None}  # fmt: skip
+           "expires_at": now + lifetime_s if lifetime_s else None, "batch": int(is_batch)}  # fmt: skip
     with changing(engine, "keys") as connection:
         known = connection.execute(select(KEYS).where(KEYS.c.caller == caller).order_by(KEYS.c.created_at.desc())).mappings().first()
         kept = {name: known[name] for name in ("team", "default_class", "max_class", "limits")} if known else {}
@@ -116,7 +117,8 @@ def listed(engine: Engine) -> list[dict[str, Any]]:
     with engine.connect() as connection:
         rows = connection.execute(select(KEYS).order_by(KEYS.c.created_at)).mappings().all()
     shown = [{name: value for name, value in row.items() if name != "hash"} for row in rows]
-    return [{**row, **{name: json.loads(row[name]) for name in ("tasks", "models", "limits")}} for row in shown]
+    return [{**row, **{name: json.loads(row[name]) for name in ("tasks", "models", "limits")}, "batch": bool(row["batch"])}
+            for row in shown]  # fmt: skip
 
 
 def revoke(engine: Engine, key_id: str) -> bool:
@@ -208,7 +210,7 @@ class KeyRing:
 def _caller(row: Any, teams: Mapping[str, tuple[Budget, ...]]) -> Caller:
     return Caller(row["id"], row["caller"], frozenset(json.loads(row["tasks"])), frozenset(json.loads(row["models"])),
                   row["expires_at"] or math.inf, row["team"], row["default_class"], row["max_class"], _budgets(row["limits"]),
-                  teams.get(row["team"], ()))  # fmt: skip
+                  teams.get(row["team"], ()), bool(row["batch"]))  # fmt: skip
 
 
 def _budgets(text: str) -> tuple[Budget, ...]:
