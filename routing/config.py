@@ -60,10 +60,12 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 class ModelLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What all callers together may use of a model, whichever task asks it, as `120calls/minute` or `8concurrent`."""
+    """What all callers together may use of a model, whichever task asks it, as `120calls/minute` or `8concurrent`; `each_caller` is what
+    each of them may."""
 
     model: str
-    budgets: tuple[str, ...]
+    budgets: tuple[str, ...] = ()
+    each_caller: tuple[str, ...] = ()
 
 
 class Cell(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -241,10 +243,11 @@ def _check_model_limits(document: Document, routes: Routes, models: Collection[s
         if limited.model not in models or limited.model in (other.model for other in routes.model_limits[:i]):
             raise document.error(f"$.model_limits[{i}].model", f"`{limited.model}` is no model, or is limited twice"
                                  f"{nearest(limited.model, models)}")  # fmt: skip
-        try:
-            budgets_of(limited.budgets)
-        except ValueError as error:
-            raise document.error(f"$.model_limits[{i}].budgets", str(error)) from error
+        for key in ("budgets", "each_caller"):
+            try:
+                budgets_of(getattr(limited, key))
+            except ValueError as error:
+                raise document.error(f"$.model_limits[{i}].{key}", str(error)) from error
 
 
 def _check_places(document: Document, routes: Routes) -> None:

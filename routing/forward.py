@@ -109,6 +109,8 @@ class Door:
         if not may_leave(self._policy, call.about, model=target.model, zone=target.zone):
             raise Denied(f"data of class `{call.data_class}` may not go to `{target.model}`", code="residency")
         accounts = accounts + target.accounts if target.accounts else accounts
+        if target.each_caller is not None:
+            accounts += target.each_caller(call.caller.name)
         prompt, most, answers = worst_of(call.asked, target.context) if accounts and not call.endpoint.is_free else _NO_WORK
         ask = Ask(accounts, prompt, most, target.price, call.request_id, number, answers)
         hold = self._purse.try_reserve(ask)
