@@ -136,6 +136,7 @@ class KeyRing:
         self._connection = engine.connect() if engine.dialect.name == "sqlite" else None  # `data_version` counts for one connection
         self._lock = threading.Lock()
         self._callers: dict[bytes, Caller] = {}
+        self._revoked: dict[bytes, tuple[str, str]] = {}  # their ids and callers, for the audit log
         self._teams: dict[str, tuple[Budget, ...]] = {}
         self._version: int | None = None
         self._state: Any = None
@@ -161,8 +162,9 @@ class KeyRing:
         if state == self._state:
             return
         teams = {row.name: _budgets(row.limits) for row in connection.execute(select(TEAMS))}
-        rows = connection.execute(select(KEYS).where(KEYS.c.revoked_at.is_(None))).mappings().all()
-        self._callers = {bytes.fromhex(row["hash"]): _caller(row, teams) for row in rows}
+        rows = connection.execute(select(KEYS)).mappings().all()
+        self._callers = {bytes.fromhex(row["hash"]): _caller(row, teams) for row in rows if row["revoked_at"] is None}
+        self._revoked = {bytes.fromhex(row["hash"]): (row["id"], row["caller"]) for row in rows if row["revoked_at"] is not None}
         self._teams = teams
         self._state = state
 
@@ -194,17 +196,24 @@ class KeyRing:
     def identify(self, key: bytes) -> Caller:
         """Whose key this is. Raises `Unauthorized`; says no more about why than a caller may know."""
         if not key:
-            raise Unauthorized(f"no API key: {_NOBODY}")
+            raise _nobody("no API key", "no key")
         digest = hashlib.sha256(key).digest()
         caller = self._callers.get(digest)
         if caller is None and self._connection is not None and self._may_look():  # a key made this second?
             self.refresh()
             caller = self._callers.get(digest)
         if caller is None:
-            raise Unauthorized(f"this API key is not known, or was revoked: {_NOBODY}")
+            said, who = "this API key is not known, or was revoked", self._revoked.get(digest)
+            raise _nobody(said, "unknown key") if who is None else _nobody(said, f"revoked key {who[0]}", who[1])
         if caller.expires_at < time.time():
-            raise Unauthorized(f"this API key has expired: {_NOBODY}")
+            raise _nobody("this API key has expired", f"expired key {caller.key_id}", caller.name)
         return caller
+
+
+def _nobody(said: str, cause: str, who: str = "") -> Unauthorized:
+    error = Unauthorized(f"{said}: {_NOBODY}")
+    error.cause, error.who = cause, who
+    return error
 
 
 def _caller(row: Any, teams: Mapping[str, tuple[Budget, ...]]) -> Caller:

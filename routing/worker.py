@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from routing import router
 from routing.choose import Target
 from routing.config import ConfigError, Limits
-from routing.errors import Refusal
+from routing.errors import Refusal, Unauthorized
 from routing.forward import Reply
 from routing.metrics import exposition
 from routing.pace import hasty_runs, paces
@@ -27,6 +27,7 @@ from routing.plan import open_house
 from routing.providers import stale_prices
 from routing.router import Request
 from routing.settings import Settings
+from routing.strangers import Strangers
 from routing.tasks import report_lines
 from routing.tracing import Tracing, is_on
 from routing.upstream import Origin, Pool, Timeouts, UpstreamError
@@ -64,6 +65,7 @@ class Worker:
         self._pool = Pool()
         self._house, self._planner = open_house(settings, self._pool, Tracing() if is_on() else None)
         self._metrics = self._house.metrics
+        self._strangers = Strangers(self._house.audit.append)
         self._reload = asyncio.Event()
         self._background: list[asyncio.Task[None]] = []
 
@@ -100,6 +102,7 @@ class Worker:
         await asyncio.gather(*self._background, return_exceptions=True)
         self._pool.close()
         await self._house.purse.close()
+        self._strangers.tell(time.time(), at_once=True)
         await asyncio.to_thread(self._house.ledger.close)
         await asyncio.to_thread(self._house.audit.close)
         if self._house.tracing is not None:
@@ -112,6 +115,8 @@ class Worker:
                 return Reply(200, b"content-type: text/plain; version=0.0.4\r\n", await asyncio.to_thread(exposition))
             return await router.answer(self._house, request)
         except Refusal as refusal:
+            if isinstance(refusal, Unauthorized):
+                self._strangers.saw(refusal)
             return refused(refusal, request.path, request.headers)
         except Exception:
             log.exception("a request to %s failed by our own fault", ascii(request.path[:80]))
@@ -130,6 +135,7 @@ class Worker:
         now = time.monotonic()
         for connection in tuple(self.connections):
             connection.look_after(now)
+        self._strangers.tell(time.time())
         self._metrics.in_flight.set(sum(connection.is_answering for connection in self.connections))
 
     async def _learn(self) -> None:
