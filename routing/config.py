@@ -136,7 +136,8 @@ class Routes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """The whole file. `default_task` takes what `auto` is not sure about. No `cells` means the one on this machine.
 
     `data_classes` go from the least to the most sensitive; a request of which nobody says or finds anything has the `default_class`.
-    Evidence older than `evidence_days` counts as stale; without a number, age makes none so.
+    Evidence older than `evidence_days` counts as stale; without a number, age makes none so. Runs that ended `keep_runs_days` ago are
+    forgotten.
     `presidio` is the language in which that detector is asked, none where it is empty. A request that offers a model one of the
     `risky_tools` needs a person's approval. `policies` is a folder of Cedar files beside this file; empty means the shipped ones.
     """
@@ -158,6 +159,7 @@ class Routes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     policies: str = ""
     oidc: Oidc | None = None
     evidence_days: float | None = None
+    keep_runs_days: float = 30.0
 
 
 class Site(NamedTuple):
@@ -268,8 +270,9 @@ def _check_numbers(document: Document, routes: Routes) -> None:
     for key in Limits.__struct_fields__:
         if not 0 < getattr(routes.limits, key) < math.inf:
             raise document.error(f"$.limits.{key}", f"`{key}` must be a number above 0")
-    if routes.evidence_days is not None and not 0 < routes.evidence_days < math.inf:
-        raise document.error("$.evidence_days", "`evidence_days` must be a number above 0")
+    for key in ("evidence_days", "keep_runs_days"):
+        if (days := getattr(routes, key)) is not None and not 0 < days < math.inf:
+            raise document.error(f"$.{key}", f"`{key}` must be a number above 0")
     for key in Auto.__struct_fields__:
         if not 0 <= getattr(routes.auto, key) <= 1:
             raise document.error(f"$.auto.{key}", f"`{key}` is a share between 0 and 1")
