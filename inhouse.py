@@ -114,12 +114,18 @@ def _up(home: Path, port: int, models_port: int, workers: int) -> None:
 def _first_key(home: Path) -> Path:
     """The file with the key made on the first start, readable by its owner alone."""
     from routing import keys
+    from routing.audit import AuditError, note
     from routing.store import open_store
 
     file = home / "key"
     if not file.exists():
+        try:
+            note(home, "up keys create name=first-key", "asked")
+        except (OSError, AuditError) as error:
+            raise click.ClickException(f"the audit log can't be written, so no key was made: {error}") from error
         file.touch(mode=0o600)
         file.write_text(keys.create(open_store(home), "first-key") + "\n")
+        note(home, "up keys create name=first-key", "done")
     return file
 
 

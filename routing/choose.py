@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import count
 
 from routing.config import Site, Task
@@ -27,8 +27,8 @@ class Target:
     became of that. Where it said itself how long to leave it alone, nothing is sent to it until then.
     """
 
-    __slots__ = ("accounts", "cell", "closed_until", "context", "dialects", "failures", "head", "id", "is_ours", "is_tried", "model",
-                 "origin", "price", "ready", "resting_until", "wish", "zone")  # fmt: skip
+    __slots__ = ("accounts", "cell", "closed_until", "context", "dialects", "each_caller", "failures", "head", "id", "is_ours", "is_tried",
+                 "model", "origin", "price", "ready", "resting_until", "wish", "zone")  # fmt: skip
 
     def __init__(self, model: str, cell: str, origin: Origin) -> None:
         self.model = model
@@ -42,6 +42,7 @@ class Target:
         self.price = Price(0, 0, 0)
         self.context = _CONTEXT
         self.accounts: tuple[Account, ...] = ()  # of its model, whoever asks
+        self.each_caller: Callable[[str], tuple[Account, ...]] | None = None  # of its model and a caller
         self.ready = False
         self.failures = 0
         self.is_tried = False

@@ -60,10 +60,12 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 class ModelLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What all callers together may use of a model, whichever task asks it, as `120calls/minute` or `8concurrent`."""
+    """What all callers together may use of a model, whichever task asks it, as `120calls/minute` or `8concurrent`; `each_caller` is what
+    each of them may."""
 
     model: str
-    budgets: tuple[str, ...]
+    budgets: tuple[str, ...] = ()
+    each_caller: tuple[str, ...] = ()
 
 
 class Cell(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -113,6 +115,7 @@ class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     default_class: str = ""
     max_class: str = ""
     budgets: tuple[str, ...] = ()
+    batch: bool = False
 
 
 class Oidc(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -133,7 +136,8 @@ class Routes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """The whole file. `default_task` takes what `auto` is not sure about. No `cells` means the one on this machine.
 
     `data_classes` go from the least to the most sensitive; a request of which nobody says or finds anything has the `default_class`.
-    Evidence older than `evidence_days` counts as stale; without a number, age makes none so.
+    Evidence older than `evidence_days` counts as stale; without a number, age makes none so. Runs that ended `keep_runs_days` ago are
+    forgotten.
     `presidio` is the language in which that detector is asked, none where it is empty. A request that offers a model one of the
     `risky_tools` needs a person's approval. `policies` is a folder of Cedar files beside this file; empty means the shipped ones.
     """
@@ -155,6 +159,7 @@ class Routes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     policies: str = ""
     oidc: Oidc | None = None
     evidence_days: float | None = None
+    keep_runs_days: float = 30.0
 
 
 class Site(NamedTuple):
@@ -240,10 +245,11 @@ def _check_model_limits(document: Document, routes: Routes, models: Collection[s
         if limited.model not in models or limited.model in (other.model for other in routes.model_limits[:i]):
             raise document.error(f"$.model_limits[{i}].model", f"`{limited.model}` is no model, or is limited twice"
                                  f"{nearest(limited.model, models)}")  # fmt: skip
-        try:
-            budgets_of(limited.budgets)
-        except ValueError as error:
-            raise document.error(f"$.model_limits[{i}].budgets", str(error)) from error
+        for key in ("budgets", "each_caller"):
+            try:
+                budgets_of(getattr(limited, key))
+            except ValueError as error:
+                raise document.error(f"$.model_limits[{i}].{key}", str(error)) from error
 
 
 def _check_places(document: Document, routes: Routes) -> None:
@@ -264,8 +270,9 @@ def _check_numbers(document: Document, routes: Routes) -> None:
     for key in Limits.__struct_fields__:
         if not 0 < getattr(routes.limits, key) < math.inf:
             raise document.error(f"$.limits.{key}", f"`{key}` must be a number above 0")
-    if routes.evidence_days is not None and not 0 < routes.evidence_days < math.inf:
-        raise document.error("$.evidence_days", "`evidence_days` must be a number above 0")
+    for key in ("evidence_days", "keep_runs_days"):
+        if (days := getattr(routes, key)) is not None and not 0 < days < math.inf:
+            raise document.error(f"$.{key}", f"`{key}` must be a number above 0")
     for key in Auto.__struct_fields__:
         if not 0 <= getattr(routes.auto, key) <= 1:
             raise document.error(f"$.auto.{key}", f"`{key}` is a share between 0 and 1")

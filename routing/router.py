@@ -14,6 +14,7 @@ import msgspec
 
 from routing import listing
 from routing.audit import Entry
+from routing.batch import check_sorted
 from routing.call import Call
 from routing.choose import Target
 from routing.detect import find
@@ -185,6 +186,8 @@ async def _stop(house: House, call: Call, finding: Finding) -> None:
 def choose(plan: Plan, call: Call, asked: Asked) -> list[Target]:
     """The targets in the order to try, and only those that policy, zone and dialect allow. Raises `Denied` and `NotFound`."""
     caller = call.caller
+    if caller.is_batch:
+        check_sorted(call.endpoint)
     call.about = About(caller.name, caller.team, caller.tasks, caller.models, call.task, call.data_class, call.endpoint.path,
                        asked.stream, risky_tools_in(asked.body, plan.policy.risky_tools))  # fmt: skip
     targets = plan.fleet.for_model(call.model) if call.model else plan.fleet.for_task(plan.site.tasks[call.task])
