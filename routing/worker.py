@@ -100,6 +100,7 @@ class Worker:
         await asyncio.gather(*self._background, return_exceptions=True)
         self._pool.close()
         await self._house.purse.close()
+        await asyncio.to_thread(self._house.samples.close)
         await asyncio.to_thread(self._house.ledger.close)
         await asyncio.to_thread(self._house.audit.close)
         if self._house.tracing is not None:
