@@ -90,11 +90,15 @@ class Fleet:
 
 @pytest.fixture(scope="session")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """The provisioned fleet. Nodes have no way out: everything comes from the controller and the base image's package cache."""
+    """The provisioned fleet. Nodes have no way out: everything comes from the controller and the base image's package cache.
+
+    INHOUSE_FLEET names a folder where it is kept: the next run finds it provisioned, and `python tests/fleet/lab.py FOLDER` ends it.
+    """
     lab_file = lab_module()
     if reason := lab_file.missing():
         pytest.fail(f"can't boot nodes here ({reason}); on Debian as root: apt install mmdebstrap systemd-container nftables iproute2")
-    folder = tmp_path_factory.mktemp("fleet")
+    kept = os.environ.get("INHOUSE_FLEET")
+    folder = Path(kept) if kept else tmp_path_factory.mktemp("fleet")
     lab = lab_file.Lab(folder / "lab", lab_file.base_image(PACKAGES))
     try:
         names = lab.up(3)
@@ -107,10 +111,13 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         inventory = folder / "hosts.yml"
         inventory.write_text(yaml.safe_dump({"all": {"vars": variables, "children": children}}))
         fleet = Fleet(lab, inventory, folder)
-        fleet.play("site.yml")
+        if not (folder / "provisioned").exists():
+            fleet.play("site.yml")
+            (folder / "provisioned").touch()
         yield fleet
     finally:
-        lab.down()
+        if not kept:
+            lab.down()
 
 
 @pytest.fixture(scope="session")
