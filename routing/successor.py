@@ -37,7 +37,7 @@ class Place(NamedTuple):
     def take(self) -> None:
         """All workers are ready: systemd and the predecessor are told."""
         if "NOTIFY_SOCKET" in os.environ:
-            subprocess.run(["systemd-notify", "READY=1", f"MAINPID={os.getpid()}"], check=False)
+            subprocess.run(["systemd-notify", "READY=1", f"MAINPID={os.getpid()}", f"STATUS=runs in {sys.prefix}"], check=False)
         if self.predecessor is not None:
             os.kill(self.predecessor, signal.SIGTERM)
 
