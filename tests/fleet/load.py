@@ -50,8 +50,11 @@ class Load:
 
     def longest_pause_s(self) -> float:
         """The longest time in which no answer ended well."""
+        return max(later - sooner for sooner, later in self._pauses())
+
+    def _pauses(self) -> list[tuple[float, float]]:
         good = [self._began, *sorted(at for at, status, _ in self.seen if status == "200"), self._ended]
-        return max(later - sooner for sooner, later in itertools.pairwise(good))
+        return list(itertools.pairwise(good))
 
     def told(self) -> str:
         """One line of figures."""
@@ -86,14 +89,12 @@ class Load:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Ask until interrupted, then tell the figures.")
+    parser = argparse.ArgumentParser(description="Ask for a while, then tell the figures.")
     parser.add_argument("address")
     parser.add_argument("key")
     parser.add_argument("authority", type=Path, help="ca.crt")
+    parser.add_argument("seconds", type=float)
     asked = parser.parse_args()
-    load = Load(asked.address, asked.key, asked.authority.read_text(encoding="utf-8"))
-    try:
-        with load:
-            threading.Event().wait()
-    except KeyboardInterrupt:
-        print(load.told())
+    with Load(asked.address, asked.key, asked.authority.read_text(encoding="utf-8")) as load:
+        time.sleep(asked.seconds)
+    print(load.told())
