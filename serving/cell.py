@@ -77,6 +77,8 @@ def _between_machines(member: Member) -> dict[str, str]:
         # Ray's raylet ends when its agent is slower than this; 45 s held under load where 15 did not, 180 s let a dead start hang.
         "RAY_agent_register_timeout_ms": "45000", "RAY_raylet_start_wait_time_s": "60",
         "RAY_gcs_rpc_server_reconnect_timeout_s": "120",
+        # Told to stop, Ray waits for its models to leave, 30 s without need where `drain` or `empty` was before: this is for a reboot.
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0" if member.is_head else "10",
     }
 
 

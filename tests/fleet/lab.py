@@ -93,10 +93,10 @@ class Lab:
             self.wait(name)
         return names
 
-    def ssh(self, name: str, command: str, check: bool = True) -> str:
+    def ssh(self, name: str, command: str, check: bool = True, patience_s: float = 300) -> str:
         """What a command says on a node."""
         said = subprocess.run(["ssh", *self.options(), "-o", "ConnectTimeout=2", f"root@{self.address(name)}", command],
-                              capture_output=True, text=True, check=False, timeout=300)
+                              capture_output=True, text=True, check=False, timeout=patience_s)
         if check and said.returncode:
             raise AssertionError(f"{name}: {command}: {said.stdout[-2000:]}{said.stderr[-2000:]}")
         return said.stdout
@@ -117,6 +117,7 @@ class Lab:
         for group in groups:
             group.mkdir(parents=True, exist_ok=True)
         (folder / "pid").unlink(missing_ok=True)
+        _run("ip", "link", "set", f"v-{self._bridge_name}-{name}", "up")
         command = ["setsid", "--fork", "bash", "-c", _LOOP, "_", "systemd-nspawn", "--quiet", "-D", str(folder / "root"),
                    f"--machine={self._bridge_name}-{name}", "--register=no", "--keep-unit",
                    f"--network-namespace-path=/run/netns/{self._bridge_name}-{name}", "--resolv-conf=off", "--timezone=off",
@@ -137,7 +138,8 @@ class Lab:
         self.cut_power(name)
 
     def cut_power(self, name: str) -> None:
-        """Ends a node at once, as a power cut does: the loop, its nspawn, and every process of the node, which outlive a killed nspawn."""
+        """Ends a node at once: its cable first, so that nobody is told, then nspawn and every process, which outlive a killed nspawn."""
+        subprocess.run(["ip", "link", "set", f"v-{self._bridge_name}-{name}", "down"], check=False, capture_output=True)
         with contextlib.suppress(ProcessLookupError, FileNotFoundError, ValueError):
             os.killpg(int((self.folder / name / "pid").read_text()), signal.SIGKILL)
         while pids := self._pids(name):
@@ -232,4 +234,5 @@ def _run(*command: str) -> None:
 
 
 if __name__ == "__main__":
-    Lab(Path(sys.argv[1]) / "lab", CACHE).down()
+    for kept in Path(sys.argv[1]).glob("*/lab"):
+        Lab(kept, CACHE).down()
