@@ -69,12 +69,18 @@ def _replicas(details: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]
             for deployment in application.get("deployments", {}).values() for replica in deployment.get("replicas", ())]
 
 
+def command(node: str, gcs: str, timeout_s: float) -> list[str]:
+    """Ray's own command, whose client speaks the cell's TLS and token. Serve stops a replica its `DRAIN_S` before Ray's deadline, whether
+    another has started or not: that moment is `timeout_s` from now.
+    """
+    return [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", gcs, "--node-id", node,
+            "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "taken out by an administrator",
+            "--deadline-remaining-seconds", str(int(timeout_s) + DRAIN_S)]
+
+
 def _ask(node: str, gcs: str, environment: Mapping[str, str], timeout_s: float) -> None:
-    """Ray's own command: its client speaks the cell's TLS and token."""
-    command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", gcs, "--node-id", node,
-               "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "taken out by an administrator",
-               "--deadline-remaining-seconds", str(int(timeout_s) + DRAIN_S)]  # Serve stops a replica its DRAIN_S before, come what may
-    said = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment}, timeout=120)
+    said = subprocess.run(command(node, gcs, timeout_s), capture_output=True, text=True, check=False, timeout=120,
+                          env={**os.environ, **environment})
     if said.returncode:
         lines = [line for line in (said.stderr + said.stdout).splitlines() if line.strip()]
         raise DrainError(f"Ray did not drain {node[:12]}: {lines[-1] if lines else 'it said nothing'}")
