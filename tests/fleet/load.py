@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-_PAUSE_S = 0.2  # of each caller, so that what is measured is not the load itself
+_PAUSE_S = 0.5  # of each caller, so that what is measured is not the load itself
 _ORDER = "Please confirm AB-4711. 12 pumps go to Ann Keller at our Leeds site before 3 May 2027; we pay EUR 980.50."
 
 
