@@ -189,6 +189,7 @@ def _create(asked: argparse.Namespace) -> dict[str, Any]:
     debs = packages(out, asked.packages.split(), mirror=asked.mirror, suite=asked.suite, keyring=asked.keyring)
     target = out / f"inhouse-bundle-{built['release']['id']}.tar"
     if not asked.signer.exists():
+        asked.signer.parent.mkdir(parents=True, exist_ok=True)
         _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "inhouse bundle", "-f", str(asked.signer))
     create(target, built, signer=asked.signer, packages=debs, controller=controller(out, asked.python))
     public = asked.signer.with_name(f"{asked.signer.name}.pub").read_text(encoding="utf-8")

@@ -40,6 +40,12 @@ def lab_module() -> ModuleType:
     return module
 
 
+@pytest.fixture(scope="session")
+def lab_file() -> ModuleType:
+    """The same, for tests with a machine of their own."""
+    return lab_module()
+
+
 @dataclass(frozen=True)
 class Fleet:
     """Three machines: node1 is head, router and data, the models run on node2 and node3."""
