@@ -203,6 +203,48 @@ def status(home: Path, *, as_json: bool) -> None:
         click.echo(line)
 
 
+@main.command()
+@_HOME
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: `ok`, `failures`, `unchecked`, and what was `checked`.")
+def doctor(home: Path, *, as_json: bool) -> None:
+    """Look at this machine and this house: packages, CPU, GPUs, memory, disk, ports, models' checksums, both files, policies, Ray, router.
+
+    Exit code 0: all is well; 1: something is wrong, each with what to do; 2: something could not be looked at.
+
+    Example: inhouse doctor --json
+    """
+    from routing import cli, doctor
+    from serving import doctor as serving
+
+    settings = cli.running_settings(home.absolute())
+    ports = {settings.port: "choose another with INHOUSE_PORT", settings.models_port: "choose another with INHOUSE_MODELS_PORT"}
+    of_models = list(serving.checks(settings.home, settings.models, {} if cli.is_up(settings) else ports))
+    started = any(what == "ray" for what, _ in of_models)
+    verdict = _verdict([*of_models, *doctor.checks(settings, is_started=started)], (*serving.WRONG, *doctor.WRONG))
+    if as_json:
+        click.echo(json.dumps(verdict, indent=1))
+    else:
+        for what, said in verdict["checked"].items():
+            click.echo(f"ok        {what}: {said}")
+        for word in ("failures", "unchecked"):
+            for line in verdict[word]:
+                click.echo(f"{'WRONG' if word == 'failures' else 'UNKNOWN':<10}{line}")
+    sys.exit(1 if verdict["failures"] else 2 if verdict["unchecked"] else 0)
+
+
+def _verdict(checks: list[tuple[str, Any]], wrong: tuple[type[Exception], ...]) -> dict[str, Any]:
+    """What each check said, in the form of the playbooks' verdicts."""
+    checked, failures, unchecked = {}, [], []
+    for what, check in checks:
+        try:
+            checked[what] = check()
+        except wrong as error:
+            failures.append(f"{what}: {error}")
+        except OSError as error:
+            unchecked.append(f"{what}: can't be looked at ({error}); run it as the user who owns this house")
+    return {"ok": not failures and not unchecked, "failures": failures, "unchecked": unchecked, "checked": checked}
+
+
 def _say(started: float, progress: Any) -> None:
     name = f"{progress.model}: " if progress.model else ""
     click.echo(f"{time.monotonic() - started:6.1f} s  {progress.phase:<9} {name}{progress.detail}")

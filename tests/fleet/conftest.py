@@ -41,6 +41,12 @@ def beside(name: str) -> ModuleType:
     return module
 
 
+@pytest.fixture(scope="session")
+def lab_file() -> ModuleType:
+    """The same, for tests with a machine of their own."""
+    return lab_module()
+
+
 @dataclass(frozen=True)
 class Fleet:
     """Provisioned machines; node1 is head, router and data."""
