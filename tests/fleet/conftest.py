@@ -43,8 +43,8 @@ def beside(name: str) -> ModuleType:
 
 @pytest.fixture(scope="session")
 def lab_file() -> ModuleType:
-    """The same, for tests with a machine of their own."""
-    return lab_module()
+    """`lab.py`, for tests with a machine of their own."""
+    return beside("lab")
 
 
 @dataclass(frozen=True)
