@@ -48,11 +48,11 @@ def _environment(out: Path, requirements: Path, python: str) -> dict[str, Any]:
 
     def fill(draft: Path) -> None:
         chosen = ["--only-binary=:all:", "--python-version", python, "--no-deps", "--dest", str(draft / "wheels")]
-        _pip("download", *chosen, "-r", str(requirements))
-        _pip("download", *chosen, "uv")
+        pip("download", *chosen, "-r", str(requirements))
+        pip("download", *chosen, "uv")
         (draft / "requirements.txt").write_bytes(requirements.read_bytes())
 
-    return {"id": name, "python": python, **_packed(out / "environments" / f"{name}.tar", fill)}
+    return {"id": name, "python": python, **packed(out / "environments" / f"{name}.tar", fill)}
 
 
 def _release(out: Path, environment: str) -> dict[str, Any]:
@@ -68,9 +68,9 @@ def _release(out: Path, environment: str) -> dict[str, Any]:
                 target = Path(copy) / file.relative_to(ROOT)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(file.read_bytes())
-            _pip("wheel", "--no-deps", "--wheel-dir", str(draft / "wheels"), copy)
+            pip("wheel", "--no-deps", "--wheel-dir", str(draft / "wheels"), copy)
 
-    return {"id": name, **_packed(out / "releases" / f"{name}.tar", fill)}
+    return {"id": name, **packed(out / "releases" / f"{name}.tar", fill)}
 
 
 def sources() -> list[Path]:
@@ -84,7 +84,7 @@ def _version() -> str:
     return next(line.split('"')[1] for line in lines if line.startswith("version = "))
 
 
-def _packed(target: Path, fill: Callable[[Path], None]) -> dict[str, Any]:
+def packed(target: Path, fill: Callable[[Path], None]) -> dict[str, Any]:
     """A tar of what `fill` puts into a folder, with everything's SHA-256 beside it; kept where it is there."""
     if not target.exists():
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".draft-") as folder:
@@ -101,7 +101,8 @@ def _packed(target: Path, fill: Callable[[Path], None]) -> dict[str, Any]:
     return {"tar": str(target), "bytes": target.stat().st_size}
 
 
-def _pip(*arguments: str) -> None:
+def pip(*arguments: str) -> None:
+    """Runs pip. Raises `ReleaseError` with its first error."""
     said = subprocess.run([sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", *arguments], capture_output=True, text=True,
                           check=False)
     if said.returncode:
@@ -162,14 +163,19 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def main() -> None:
-    """Arguments in, JSON out; what a user can cause ends as one line and exit code 1."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What a build is made from."""
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "fleet")
     parser.add_argument("--requirements", type=Path, default=ROOT / "requirements" / "cpu.txt", help="cpu.txt or gpu.txt")
     parser.add_argument("--catalog", type=Path, default=ROOT / "serving" / "models.yaml")
     parser.add_argument("--home", type=Path, default=ROOT / ".inhouse", help="where `inhouse models fetch` put models")
     parser.add_argument("--python", default="3.11", help="the nodes' version of Python")
+
+
+def main() -> None:
+    """Arguments in, JSON out; what a user can cause ends as one line and exit code 1."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add_arguments(parser)
     asked = parser.parse_args()
     try:
         told = build(asked.out.resolve(), requirements=asked.requirements, catalog=asked.catalog, home=asked.home, python=asked.python)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from routing.budgets import Budget, budgets_of
-from routing.classes import CLASSES, ONPREM, ZONES, DataClass, Detected, Zone, check_classes, check_reach
+from routing.classes import CLASSES, ONPREM, ZONES, DataClass, Detected, Sample, Zone, check_classes, check_reach
 from routing.evidence import Evidence
 from routing.providers import Hosted, Provider, check_providers
 from serving.catalog import Catalog, ConfigError, Document, Model, nearest
@@ -39,7 +39,7 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """A kind of work with a name. `examples` are what callers write; they teach `auto` to recognise it.
 
     `polling` names the tools of its agents that are there to be called again and again: calling them is no loop. `budgets` are what all
-    calls of the task together may use, as `5usd/day`.
+    calls of the task together may use, as `5usd/day`. Without `sample` nothing of its traffic is written down.
     """
 
     name: str
@@ -49,6 +49,7 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     fallbacks: tuple[str, ...] = ()
     polling: tuple[str, ...] = ()
     budgets: tuple[str, ...] = ()
+    sample: Sample | None = None
 
     def models(self) -> list[str]:
         """Whoever may answer it, in the order of the file."""
@@ -225,6 +226,8 @@ def _check_task(document: Document, i: int, task: Task, models: Collection[str])
         task.limits()
     except ValueError as error:
         raise document.error(f"{at}.budgets", str(error)) from error
+    if task.sample is not None and not 0 < task.sample.share <= 1:
+        raise document.error(f"{at}.sample.share", "a share is a number above 0 and at most 1: 0.01 is one answer in a hundred")
     if any(not example.strip() for example in task.examples):
         raise document.error(f"{at}.examples", "an example is empty; write what a caller would")
 
@@ -235,6 +238,7 @@ def _check_labels(document: Document, routes: Routes, tasks: dict[str, Task], ho
              ("providers", [provider.zone for provider in routes.providers])) for i, zone in enumerate(many)]  # fmt: skip
     classes = [(f"$.oidc.grants[{i}].{key}", name) for i, grant in enumerate(routes.oidc.grants if routes.oidc else ())
                for key in ("default_class", "max_class") if (name := getattr(grant, key))]  # fmt: skip
+    classes += [(f"$.tasks[{i}].sample.up_to", task.sample.up_to) for i, task in enumerate(routes.tasks) if task.sample]
     check_classes(document, routes, zones_used=zones, classes_used=classes)
     reach = {name: [{hosted[model].provider.zone} if model in hosted else ours for model in task.models()] for name, task in tasks.items()}
     check_reach(document, routes, {name: set().union(*those) for name, those in reach.items()})

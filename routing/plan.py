@@ -27,6 +27,7 @@ from routing.policy import folder_of, load
 from routing.presidio import load_presidio
 from routing.purse import Purse
 from routing.runbook import RunBook
+from routing.samples import Samples
 from routing.settings import Settings
 from routing.standing import Known, known
 from routing.store import open_store
@@ -140,4 +141,5 @@ def open_house(settings: Settings, pool: Pool, tracing: Tracing | None = None) -
     planner = Planner(settings, engine, keys, pool=pool, ledger=ledger, purse=purse, metrics=metrics)
     plan = planner.read()
     runs = RunBook(engine, purse)
-    return House(engine, plan, keys, purse, runs, ledger, audit, metrics, tracing, planner.known(plan)), planner
+    samples = Samples(settings.home, audit.append)
+    return House(engine, plan, keys, purse, runs, ledger, audit, metrics, tracing, planner.known(plan), samples), planner

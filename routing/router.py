@@ -207,7 +207,11 @@ async def _forward(house: House, call: Call, targets: list[Target]) -> Reply:
         house.tracing.remember(call.request_id, call.headers[b"traceparent"])
     accounts = house.accounts_of(call.caller, call.task, call.run)
     if call.run is None:
-        return await house.plan.door.forward(call, targets, accounts)
+        reply = await house.plan.door.forward(call, targets, accounts)
+        task = house.plan.site.tasks.get(call.task)
+        if task is not None and task.sample is not None and reply.status == 200 and isinstance(reply.body, bytes):
+            house.samples.offer(task.sample, call, reply.head, reply.body, ladder=house.plan.policy.ladder, detectors=house.plan.detectors)
+        return reply
     try:
         with house.underway.waiting(call):
             reply = await house.plan.door.forward(call, targets, accounts)

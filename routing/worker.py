@@ -105,6 +105,7 @@ class Worker:
         self._pool.close()
         await self._house.purse.close()
         self._strangers.tell(time.time(), at_once=True)
+        await asyncio.to_thread(self._house.samples.close)
         await asyncio.to_thread(self._house.ledger.close)
         await asyncio.to_thread(self._house.audit.close)
         if self._house.tracing is not None:

@@ -44,11 +44,11 @@ def test_a_tar_carries_the_checksum_of_everything_in_it(release, tmp_path):
         (draft / "wheels").mkdir()
         (draft / "wheels" / "a.whl").write_bytes(b"wheel")
 
-    told = release._packed(tmp_path / "out" / "x.tar", fill)
+    told = release.packed(tmp_path / "out" / "x.tar", fill)
     with tarfile.open(told["tar"]) as archive:
         sums = archive.extractfile("SHA256SUMS").read().decode()
     assert sums == f"{hashlib.sha256(b'wheel').hexdigest()}  wheels/a.whl\n"
-    assert release._packed(tmp_path / "out" / "x.tar", lambda _: pytest.fail("filled again")) == told
+    assert release.packed(tmp_path / "out" / "x.tar", lambda _: pytest.fail("filled again")) == told
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["x.tar"]
 
 

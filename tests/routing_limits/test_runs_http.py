@@ -75,8 +75,8 @@ async def test_a_run_is_worth_nothing_to_another(client, make_caller, chat, upst
 
 @pytest.mark.parametrize("dialect", ["chat/completions", "messages"])
 async def test_the_kill_ends_all_that_is_under_way_in_every_worker(client, toll, upstream, chat, say, dialect):
-    """DELETE of a run: twelve streams and six whole answers of it and its child, spread over three workers, end within a second
-    of its answer; later calls get 409, what is beside it goes on."""
+    """DELETE of a run: twelve streams and six whole answers of it and its child, spread over three workers, end within a second of its
+    answer; later calls get 409, what is beside it goes on."""
     top, beside = await new_run(client), await new_run(client)
     child = await new_run(client, parent=top)
     path = f"/v1/{dialect}"
