@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from routing.audit import Entry
+from routing.batch import stand_back
 from routing.bench import peers
 from routing.bench.driver import PATH, chat
 from routing.bench.processes import Weather, machine, run_json
@@ -30,6 +31,7 @@ from routing.upstream import Pool
 from routing.worst import worst_of
 
 _TIMES = 2_000
+_LOOKS = 300
 _ROUNDS = 7
 _HELD = 700
 _BATCH = 256  # rows that a busy worker writes at once: 50 ms at 5,000 requests a second
@@ -58,7 +60,7 @@ async def _measure(key: bytes, body: bytes) -> dict[str, Range]:
     house, _ = open_house(Settings.from_environment(), Pool())
     try:
         await house.purse.start()
-        return await _time_house(house, key, body) | _time_threads(house)
+        return await _time_house(house, key, body) | await _time_run(house, key) | _time_threads(house)
     finally:
         await house.purse.close()
         house.ledger.close()
@@ -95,10 +97,28 @@ async def _time_house(house: House, key: bytes, body: bytes) -> dict[str, Range]
         "detectors, nothing found": _time(lambda: find(body, others=plan.detectors)),
         "circles of agents, nothing found": _time(lambda: find_loop(body)),
         "policy, chosen and at the door": _time(decide),
+        "only with a batch key: its priority in the body": _time(lambda: stand_back(asked, body)),
     }
     for hold in [await house.purse.reserve(ask()) for _ in range(_HELD)]:
         hold.release()  # now the worker's allotment is enough for what follows, as the loop does not run meanwhile
     return timed | {f"budgets, {len(accounts)} accounts: worst case, hold, settle, header": _time(reserve, times=_HELD // _ROUNDS)}
+
+
+async def _time_run(house: House, key: bytes) -> dict[str, Range]:
+    """What a call of a run costs more, before it is reserved: a look at the database, in a thread, for what other workers learnt of it."""
+    caller = house.keys.identify(key).name
+    given = (await house.runs.create(caller, b""))["id"]
+    await house.runs.find(given, caller)
+    samples = []
+    for _ in range(_ROUNDS):
+        began = time.process_time()
+        for _ in range(_LOOKS):
+            await house.runs.look()
+            house.runs.known(given, caller)
+        samples.append((time.process_time() - began) / _LOOKS * 1e6)
+    found = Range.of(samples)
+    assert found is not None, "there are rounds"
+    return {"only for a run: its state, from the database": found}
 
 
 def _time_threads(house: House) -> dict[str, Range]:

@@ -81,7 +81,7 @@ def test_the_classifier_is_timed(tmp_path: Path) -> None:
 def test_every_feature_is_timed_by_itself() -> None:
     """The figures are of the router's own functions on a real home, and none is nothing."""
     report = feature_bench.run(QUIET, body_bytes=2048)
-    assert len(report.data["us"]) == 9 and all(us["median"] > 0 for us in report.data["us"].values())
+    assert len(report.data["us"]) == 11 and all(us["median"] > 0 for us in report.data["us"].values())
 
 
 def test_two_servers_are_compared(mock: Upstream) -> None:
