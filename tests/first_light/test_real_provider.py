@@ -1,12 +1,20 @@
 """Real vLLM as the hosted provider, as it speaks both dialects: asked by the SDKs through a router whose own models are all down."""
 
 import json
+import os
 import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
 
 import anthropic
 import openai
 import pytest
-from running import router_of
+
+from routing import keys
+from routing.store import open_store
 
 pytestmark = pytest.mark.slow
 HELLO = [{"role": "user", "content": "hello"}]
@@ -33,8 +41,31 @@ def site(folder, provider_url):
 def router(house, tmp_path):
     """The address of such a router and a key of it."""
     site(tmp_path, f"http://127.0.0.1:{house.models_port}/models/demo-generalist")
-    with router_of(tmp_path) as running:
-        yield running
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    environment = {**os.environ, "INHOUSE_HOME": str(tmp_path), "INHOUSE_PORT": str(port), "PROVIDER_KEY": "any",
+                   "INHOUSE_MODELS": str(tmp_path / "models.yaml"), "INHOUSE_ROUTES": str(tmp_path / "routes.yaml")}  # fmt: skip
+    engine = open_store(tmp_path)
+    process = subprocess.Popen([sys.executable, "-m", "routing.server"], env=environment)
+    try:
+        deadline = time.monotonic() + 60
+        while not _is_up(port):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}", keys.create(engine, "tester")
+    finally:
+        process.terminate()
+        process.wait(20)
+        engine.dispose()
+
+
+def _is_up(port):
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=2):
+            return True
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return False
 
 
 def test_both_dialects_of_a_real_engine_answer_as_providers(router):
