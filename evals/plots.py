@@ -31,7 +31,7 @@ def cost_curve(own: Mapping[str, Own], hosted: Mapping[str, Price], prompt_token
     right = success or {}
     layers = [_lines(own, prompt_tokens, completion_tokens, right), _rules(hosted, prompt_tokens, completion_tokens, right)]
     return alt.layer(*layers, _crossings(own, hosted, prompt_tokens, completion_tokens, right)).properties(
-        width=560, height=320, title=f"A task of {prompt_tokens:,.0f} tokens in and {completion_tokens:,.0f} out"
+        width=520, height=320, title=f"A task of {prompt_tokens:,.0f} tokens in and {completion_tokens:,.0f} out"
     )
 
 
@@ -84,7 +84,7 @@ def intervals(verdicts: Sequence[Verdict]) -> alt.LayerChart:
     borders += [_chart([{"at": -100 * margin}]).mark_rule(color=_RED, strokeDash=[4, 3]).encode(x="at:Q")
                 for margin in sorted({one.margin for one in verdicts})]  # fmt: skip
     bar = drawn.mark_rule(strokeWidth=3).encode(x=alt.X("low:Q", title="difference in effective success, points"), x2="high:Q")
-    return alt.layer(*borders, bar, drawn.mark_point(filled=True, size=90).encode(x="effect:Q")).properties(width=400, height=alt.Step(44))
+    return alt.layer(*borders, bar, drawn.mark_point(filled=True, size=90).encode(x="effect:Q")).properties(width=330, height=alt.Step(44))
 
 
 def quality_cost(points: Sequence[Standing]) -> alt.LayerChart:
