@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from evals.notebook import FOLDER, anonymous, read
+from evals.notebook import FOLDER, anonymous, read, runs_of
 from serving.sockets import held_by, listeners
 
 SCRIPTS = sorted(FOLDER.glob("[0-9]*.py"))
@@ -63,6 +63,14 @@ def test_kept_outputs_are_of_the_script(script):
     assert outputs and not [one for one in outputs if one["output_type"] == "error" or one.get("name") == "stderr"]
     assert file.stat().st_size < 200_000
     assert not re.search(r"/(home|root|tmp|usr|Users)/", json.dumps(outputs))
+
+
+@pytest.mark.parametrize(("name", "n"), [("20_ask", 0), ("30_compare_with_hosted", 1), ("40_decide_routes", 2)])
+def test_a_notebook_says_which_mlflow_runs_it_made(name, n):
+    """They are found in the last cell of the executed notebook, which is kept with each of them."""
+    import nbformat
+
+    assert len(set(runs_of(nbformat.read(FOLDER / f"{name}.ipynb", 4)))) == n
 
 
 def test_an_output_that_names_this_machine_is_refused(tmp_path):

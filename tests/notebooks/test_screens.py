@@ -6,8 +6,10 @@ Needs a Chromium (Debian: apt install chromium-headless-shell); skipped, and sai
 import asyncio
 import contextlib
 import json
+import os
 import re
 import shutil
+import signal
 
 import aiohttp
 import pytest
@@ -58,7 +60,7 @@ async def tab(folder):
     """One tab of a browser of its own, tall enough to show a whole notebook."""
     words = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", f"--user-data-dir={folder}"]
     with (folder / "log").open("w") as log:
-        process = await asyncio.create_subprocess_exec(*words, stdout=log, stderr=log)
+        process = await asyncio.create_subprocess_exec(*words, stdout=log, stderr=log, start_new_session=True)
     try:
         async with asyncio.timeout(120):
             while not (found := re.search(r"ws://127\.0\.0\.1:(\d+)/", (folder / "log").read_text())):
@@ -73,7 +75,7 @@ async def tab(folder):
                 await page.call("Emulation.setDeviceMetricsOverride", width=1280, height=4000, deviceScaleFactor=1, mobile=False)
                 yield page
     finally:
-        process.terminate()
+        os.killpg(process.pid, signal.SIGKILL)  # Debian's program is a script that leaves the browser behind
         await process.wait()
 
 
