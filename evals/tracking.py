@@ -171,7 +171,9 @@ def _log_model(tracked: Tracked, role: str, run: Stored, usd_per_success: float 
 
 def _logged_model(tracked: Tracked, run: Stored, child: str) -> str:
     facts = run.facts
+    served = facts.get("served", {})
     params = {"model": facts["model"], "digest": facts.get("model_digest", ""), "host": facts.get("host", ""),
+              "repo": served.get("repo", ""), "revision": served.get("revision", ""), "engine": json.dumps(served.get("engine", {})),
               "settings": json.dumps({name: facts.get("settings", {}).get(name) for name in ("api", "request", "onprem")})}  # fmt: skip
     identity = hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()
     found = tracked.client.search_logged_models([tracked.experiment], filter_string=f"tags.`inhouse.identity` = '{identity}'")
