@@ -62,7 +62,7 @@ def test_a_verdict_changes_the_live_route_and_is_on_mlflows_page(house):
 
     The other way round the verdict is "worse" and the promotion is refused. The page that `inhouse up` started shows all of it.
     """
-    runs = {model: told(house, "eval", "run", "extraction", "--model", model, "--limit", "60")["run"]
+    runs = {model: told(house, "eval", "run", "extraction", "--model", model, "--limit", "40")["run"]
             for model in ("demo-generalist", "demo-extractor")}  # fmt: skip
     both = told(house, "eval", "compare", runs["demo-generalist"], runs["demo-extractor"], runs["demo-extractor"], runs["demo-generalist"])
     assert [one["verdict"] for one in both] == ["better", "worse"]
