@@ -35,7 +35,7 @@ $(STAMP): $(REQUIREMENTS) requirements/dev.txt pyproject.toml
 	@touch $@
 	@echo "setup     done"
 
-up: setup  ## start Ray, the demo models and the router; ends with a curl to paste
+up: setup  ## start Ray, the demo models, the router and MLflow's page; ends with a curl to paste
 	@$(BIN)/inhouse up
 
 down:  ## stop everything that `make up` started

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import os
 import signal
 import sys
 import time
@@ -70,28 +71,33 @@ def main() -> None:
               help="Where Ray Serve listens, on loopback (INHOUSE_MODELS_PORT).")  # fmt: skip
 @click.option("--workers", envvar="INHOUSE_WORKERS", default=1, show_default=True, type=click.IntRange(1, 64),
               help="Router processes (INHOUSE_WORKERS).")  # fmt: skip
-def up(home: Path, port: int, models_port: int, workers: int) -> None:
-    """Start Ray, the models and the router on this machine; harmless when they run already.
+@click.option("--mlflow-port", envvar="INHOUSE_MLFLOW_PORT", default=5000, show_default=True, type=click.IntRange(0, 65535),
+              help="Where MLflow's page listens, on loopback; 0 leaves it out (INHOUSE_MLFLOW_PORT).")  # fmt: skip
+def up(home: Path, port: int, models_port: int, workers: int, mlflow_port: int) -> None:
+    """Start Ray, the models, the router and MLflow's page on this machine; harmless when they run already.
 
     Example: inhouse up --port 8000
     """
     with _told():
-        _up(home.absolute(), port, models_port, workers)
+        _up(home.absolute(), port, models_port, workers, mlflow_port)
 
 
-def _up(home: Path, port: int, models_port: int, workers: int) -> None:
+def _up(home: Path, port: int, models_port: int, workers: int, mlflow_port: int) -> None:
     from routing import cli as routing
     from serving import local as serving
 
     started = time.monotonic()
     settings = routing.settings_for(home, port=port, models_port=models_port, workers=workers)
     site = routing.site_of(settings)
+    page = 0 if os.environ.get("MLFLOW_TRACKING_URI") else mlflow_port  # records go elsewhere then, and a page over none would mislead
     was_up = serving.is_up(home) and routing.is_up(settings)
     try:
         if not was_up:
             serving.check(home, settings.models)
             serving.stop(home)
             serving.check_port(port, "the router listens on it; choose another with --port or INHOUSE_PORT")
+            if page:
+                serving.check_port(page, "MLflow's page listens on it; choose another with --mlflow-port (INHOUSE_MLFLOW_PORT), 0 for none")
         for progress in serving.start(home, settings.models, models_port):
             _say(started, progress)
         key = _first_key(home)
@@ -102,24 +108,41 @@ def _up(home: Path, port: int, models_port: int, workers: int) -> None:
             routing.await_router(settings, router)
         while routing.ask(settings, key.read_text().strip(), site.routes.default_task) != 200:
             time.sleep(0.2)
+        mlflow = f"mlflow    {_open_page(home, page, serving.marks(home))}\n" if page else ""
     except BaseException:
         if not was_up and (ended := serving.stop(home)):
             click.echo(f"ended the {ended} processes that were started", err=True)
         raise
     url = f"http://{settings.host}:{port}"
     click.echo(f"{time.monotonic() - started:6.1f} s  ready     a model has answered through the router\n\n"
-               f"endpoint  {url}/v1\nkey       {key}\n\ntry\n{_CURL.format(url=url, key=key)}")  # fmt: skip
+               f"endpoint  {url}/v1\nkey       {key}\n{mlflow}\ntry\n{_CURL.format(url=url, key=key)}")  # fmt: skip
+
+
+def _open_page(home: Path, port: int, marks: dict[str, str]) -> str:
+    """The address of MLflow's page, which is started last: nobody waits for it."""
+    from evals import tracking_page
+
+    try:
+        return tracking_page.start(home, port, marks).url
+    except tracking_page.PageError as error:
+        raise click.ClickException(str(error)) from error
 
 
 def _first_key(home: Path) -> Path:
     """The file with the key made on the first start, readable by its owner alone."""
     from routing import keys
+    from routing.audit import AuditError, note
     from routing.store import open_store
 
     file = home / "key"
     if not file.exists():
+        try:
+            note(home, "up keys create name=first-key", "asked")
+        except (OSError, AuditError) as error:
+            raise click.ClickException(f"the audit log can't be written, so no key was made: {error}") from error
         file.touch(mode=0o600)
         file.write_text(keys.create(open_store(home), "first-key") + "\n")
+        note(home, "up keys create name=first-key", "done")
     return file
 
 
@@ -160,21 +183,23 @@ def check(home: Path) -> None:
 @_HOME
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(home: Path, *, as_json: bool) -> None:
-    """Show processes, models, readiness, memory and tokens per second (measured over one second).
+    """Show processes, models, readiness, MLflow's page, memory and tokens per second (measured over one second).
 
     Example: inhouse status --json
     """
+    from evals import tracking_page
     from routing import cli as routing
     from serving import local as serving
 
     settings = routing.running_settings(home.absolute())
-    router = routing.readiness(settings)
+    router, page = routing.readiness(settings), tracking_page.state(home.absolute())
     with _told():
         node = serving.status(home.absolute())
     if as_json:
-        click.echo(json.dumps({"router": router, "node": dataclasses.asdict(node), "rss_bytes": node.rss_bytes}, indent=1))
+        told = {"router": router, "mlflow": page and page._asdict(), "node": dataclasses.asdict(node), "rss_bytes": node.rss_bytes}
+        click.echo(json.dumps(told, indent=1))
         return
-    for line in (*routing.readiness_lines(settings, router), *serving.status_lines(node)):
+    for line in (*routing.readiness_lines(settings, router), *tracking_page.lines(page), *serving.status_lines(node)):
         click.echo(line)
 
 

@@ -62,6 +62,7 @@ class Asking:
 
     def __init__(self, client: Client, cache: Cache, pace: Pace, tell: Callable[[Told], None]) -> None:
         self._client = client
+        self._url, self._weights = client.endpoint.url, client.endpoint.weights
         self._cache = cache
         self._pace = pace
         self._tell = tell
@@ -82,7 +83,7 @@ class Asking:
 
     async def _work(self, todo: Iterator[Question]) -> None:
         for question in todo:
-            key = key_of(self._client.endpoint.url, question.body, question.nth, self._client.endpoint.digest)
+            key = key_of(self._url, question.body, question.nth, self._weights)
             known = self._cache.get(key)
             answer = (
                 await self._ask(question)

@@ -18,10 +18,10 @@ _DECODE = msgspec.msgpack.Decoder(Answer).decode
 _VERSION = b"1"  # of what an answer holds: a new field's meaning makes old answers strangers
 
 
-def key_of(url: str, body: bytes, nth: int, digest: str) -> bytes:
-    """The name of an answer: where it was asked, the whole body (model, messages, settings), which time it is asked, the model's digest."""
+def key_of(url: str, body: bytes, nth: int, weights: str) -> bytes:
+    """The name of an answer: where it was asked, the whole body (model, messages, settings), which time it is asked, what answers there."""
     made = hashlib.sha256()
-    for part in (_VERSION, url.encode(), body, str(nth).encode(), digest.encode()):
+    for part in (_VERSION, url.encode(), body, str(nth).encode(), weights.encode()):
         made.update(len(part).to_bytes(8, "big") + part)
     return made.digest()
 

@@ -152,16 +152,16 @@ def _plan(home: Path, **asked: Any) -> "Plan":
     url, key = where(home, asked["base_url"], asked["key_env"])
     both: dict[str, Any] = {"data_class": asked["data_class"], "timeout_s": asked["timeout_s"]}
     endpoint = Endpoint(url, asked["model"], api=asked["api"], key=key, onprem=asked["onprem"], **both)
-    digest = asked["digest"] or _digest(endpoint, asked["base_url"])
+    endpoint = _identified(endpoint, asked["base_url"], asked["digest"])
     judge = None
     if asked["judge_model"]:
         url, key = where(home, asked["judge_url"], asked["judge_key_env"])
         judge = Endpoint(url, asked["judge_model"], api=asked["judge_api"], key=key, onprem=asked["judge_onprem"], **both)
-        judge = replace(judge, digest=_digest(judge, asked["judge_url"]))
+        judge = _identified(judge, asked["judge_url"], "")
     load = Load(rate_per_s=asked["rate"], slo_ttft_s=asked["slo_ttft"], slo_tpot_s=asked["slo_tpot"]) if asked["rate"] else None
     return Plan(
         limited(suite, asked["limit"]),
-        replace(endpoint, digest=digest),
+        endpoint,
         samples=asked["samples"],
         at_once=asked["at_once"],
         request=_fields(asked["body"], "--body"),
@@ -173,13 +173,16 @@ def _plan(home: Path, **asked: Any) -> "Plan":
     )
 
 
-def _digest(endpoint: "Endpoint", base_url: str | None) -> str:
-    """What this machine's router says about the model's weights; another base URL is asked nothing but cases."""
+def _identified(endpoint: "Endpoint", base_url: str | None, digest: str) -> "Endpoint":
+    """With what this machine's router says that the model is; another base URL is asked nothing but cases. A given digest counts."""
     import asyncio
 
-    from evals.client import digest_at
+    from evals.client import identity_at
 
-    return "" if base_url is not None else asyncio.run(digest_at(endpoint.base_url, endpoint.model, endpoint.key))
+    if base_url is not None:
+        return replace(endpoint, digest=digest)
+    identity = asyncio.run(identity_at(endpoint.base_url, endpoint.model, endpoint.key))
+    return replace(endpoint, digest=digest or identity.digest, identity=identity)
 
 
 def where(home: Path, base_url: str | None, key_env: str | None) -> tuple[str, str]:

@@ -33,6 +33,15 @@ class AskError(Exception):
     """Nothing can be asked of this endpoint as it is."""
 
 
+class Identity(msgspec.Struct, frozen=True):
+    """What one of our routers says that a model is: its weights' digest, where they are from, and engine settings that change answers."""
+
+    digest: str = ""
+    repo: str = ""
+    revision: str = ""
+    engine: dict[str, Any] = {}
+
+
 @dataclass(frozen=True)
 class Endpoint:
     """Where and whom to ask. `onprem` is declared by a person, never guessed from the address: a local router may relay elsewhere."""
@@ -43,8 +52,14 @@ class Endpoint:
     key: str = field(default="", repr=False)
     onprem: bool = False
     digest: str = ""
+    identity: Identity = field(default_factory=Identity)  # as far as it is known
     timeout_s: float = 300.0
     data_class: str = ""  # told to the router, which holds it to that class's zones
+
+    @property
+    def weights(self) -> str:
+        """What answers there: digest and telling engine settings as one text; empty where nothing is known."""
+        return self.digest + (msgspec.json.encode(self.identity.engine, order="sorted").decode() if self.identity.engine else "")
 
     @property
     def url(self) -> str:
@@ -145,18 +160,17 @@ async def open_client(endpoint: Endpoint, *, sensitive: bool) -> AsyncIterator[C
         yield Client(endpoint, session)
 
 
-async def digest_at(base_url: str, model: str, key: str) -> str:
-    """The digest that one of our routers has of a model; empty where it has none, does not answer or is no router of ours."""
+async def identity_at(base_url: str, model: str, key: str) -> Identity:
+    """What one of our routers says that a model is; nothing where it does not answer, does not say or is no router of ours."""
     headers = dialect.headers("openai", key)
     try:
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_DIGEST_WITHIN_S)) as session,
             session.get(f"{base_url.rstrip('/')}/models/{quote(model, safe='')}", headers=headers, allow_redirects=False) as response,
         ):
-            found = msgspec.json.decode(await _body(response, 1 << 16)) if response.status == 200 else {}
+            return msgspec.json.decode(await _body(response, 1 << 16), type=Identity) if response.status == 200 else Identity()
     except (aiohttp.ClientError, ConnectionError, TimeoutError, msgspec.DecodeError):
-        return ""
-    return str(found.get("digest", "")) if isinstance(found, dict) else ""
+        return Identity()
 
 
 async def _refused(response: aiohttp.ClientResponse, answer: Answer) -> Outcome:

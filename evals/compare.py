@@ -112,7 +112,7 @@ def judge_sha256(facts: dict[str, Any]) -> str | None:
     judge = facts.get("judge")
     if judge is None:
         return None
-    return hashlib.sha256(json.dumps([judge.get(name) for name in ("model", "host", "digest")]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([judge.get(name) for name in ("model", "host", "digest", "request")]).encode()).hexdigest()
 
 
 _SAME: dict[str, Callable[[dict[str, Any]], Any]] = {  # what two runs have to share

@@ -6,6 +6,7 @@ notebook says.
 
 import json
 import os
+import re
 import socket
 import sys
 from pathlib import Path
@@ -60,9 +61,19 @@ def anonymous(made: Any, home: Path) -> Any:
     return made
 
 
+def runs_of(made: Any) -> list[str]:
+    """The MLflow runs that a notebook's last cell says it made."""
+    last = [cell for cell in made.cells if cell.cell_type == "code"][-1]
+    told = "".join(output.data.get("text/plain", "") for output in last.outputs if "data" in output)
+    found = re.search(r"'mlflow': (\[[^]]*\]|'[^']*')", told)
+    return re.findall("[0-9a-f]{32}", found[1]) if found else []
+
+
 def main(names: list[str]) -> None:
-    """Executes the notebooks named, or all, in their order, and writes each beside its script."""
+    """Executes the notebooks named, or all, in their order, writes each beside its script and keeps it with the MLflow runs it made."""
     import nbformat
+
+    from evals.tracking import attach
 
     home = Path(os.environ.get("INHOUSE_HOME", FOLDER.parent / ".inhouse")).resolve()
     port = os.environ.get("INHOUSE_PORT", "8000")
@@ -71,6 +82,8 @@ def main(names: list[str]) -> None:
     for script in [FOLDER / f"{name}.py" for name in names] or sorted(FOLDER.glob("[0-9]*.py")):
         made = anonymous(execute(script, FOLDER, given, env), home)
         nbformat.write(made, script.with_suffix(".ipynb"))
+        for run in runs_of(made):
+            attach(home, run, script.with_suffix(".ipynb"))
         print(f"notebook  {script.stem}")
 
 

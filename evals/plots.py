@@ -14,6 +14,7 @@ from evals.verdict import Verdict
 
 _STEPS = [at / 100 for at in range(5, 101)]
 _RED = "#a02015"
+_BELOW = alt.Legend(title="the candidate is", orient="bottom", labelLimit=320)  # beside the plot it would not fit into a cell
 
 
 def offline() -> None:
@@ -30,7 +31,7 @@ def cost_curve(own: Mapping[str, Own], hosted: Mapping[str, Price], prompt_token
     right = success or {}
     layers = [_lines(own, prompt_tokens, completion_tokens, right), _rules(hosted, prompt_tokens, completion_tokens, right)]
     return alt.layer(*layers, _crossings(own, hosted, prompt_tokens, completion_tokens, right)).properties(
-        width=560, height=320, title=f"A task of {prompt_tokens:,.0f} tokens in and {completion_tokens:,.0f} out"
+        width=520, height=320, title=f"A task of {prompt_tokens:,.0f} tokens in and {completion_tokens:,.0f} out"
     )
 
 
@@ -75,15 +76,15 @@ def _crossings(own: Mapping[str, Own], hosted: Mapping[str, Price], tokens_in: f
 
 def intervals(verdicts: Sequence[Verdict]) -> alt.LayerChart:
     """Each comparison's difference with its interval, beside zero and the margin, in points of effective success."""
-    values = [{"who": f"{one.task}: {one.candidate} against {one.incumbent}", "effect": 100 * one.effect, "low": 100 * one.interval[0],
+    values = [{"who": f"{one.task}: {one.candidate}\nagainst {one.incumbent}", "effect": 100 * one.effect, "low": 100 * one.interval[0],
                "high": 100 * one.interval[1], "verdict": one.sentence} for one in verdicts]  # fmt: skip
-    who = alt.Y("who:N", title=None, axis=alt.Axis(labelLimit=420))
-    drawn = _chart(values).encode(y=who, color=alt.Color("verdict:N", title="the candidate is"), tooltip=["who:N", "verdict:N"])
+    who = alt.Y("who:N", title=None, axis=alt.Axis(labelLimit=340, labelExpr="split(datum.label, '\\n')"))
+    drawn = _chart(values).encode(y=who, color=alt.Color("verdict:N", legend=_BELOW), tooltip=["who:N", "verdict:N"])
     borders = [_chart([{"at": 0}]).mark_rule(color="#555").encode(x="at:Q")]
     borders += [_chart([{"at": -100 * margin}]).mark_rule(color=_RED, strokeDash=[4, 3]).encode(x="at:Q")
                 for margin in sorted({one.margin for one in verdicts})]  # fmt: skip
     bar = drawn.mark_rule(strokeWidth=3).encode(x=alt.X("low:Q", title="difference in effective success, points"), x2="high:Q")
-    return alt.layer(*borders, bar, drawn.mark_point(filled=True, size=90).encode(x="effect:Q")).properties(width=460)
+    return alt.layer(*borders, bar, drawn.mark_point(filled=True, size=90).encode(x="effect:Q")).properties(width=330, height=alt.Step(44))
 
 
 def quality_cost(points: Sequence[Standing]) -> alt.LayerChart:

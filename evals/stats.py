@@ -24,6 +24,7 @@ class Estimate:
 
     `pivots` are a bootstrap's studentised draws, sorted; without them the pivot is Student's with `df` degrees of freedom (infinite:
     normal). `floor` is the least standard error that a bounded score can claim: no differences seen does not prove that there are none.
+    `most` is how far apart two means of bounded scores can be: an interval ends there, and covers no less by it.
     """
 
     effect: float
@@ -35,12 +36,13 @@ class Estimate:
     df: float = np.inf
     pivots: Floats | None = None
     floor: float = 0.0
+    most: float = np.inf
 
     def interval(self, alpha: float) -> tuple[float, float]:
         """The two-sided interval of level 1 - alpha."""
         low, high = self.centre - self._quantile(1 - alpha / 2) * self.se, self.centre - self._quantile(alpha / 2) * self.se
         least = float(ndtri(1 - alpha / 2)) * self.floor
-        return min(low, self.effect - least), max(high, self.effect + least)
+        return max(min(low, self.effect - least), -self.most), min(max(high, self.effect + least), self.most)
 
     def p_above(self, bound: float) -> float:
         """The one-sided p-value against "the difference is `bound` or less"; below alpha / 2 exactly where the interval is above it."""
@@ -130,7 +132,7 @@ def agresti_min(joined: Clustered, discordant: float, naive: float) -> Estimate:
     centre = effect * pairs / (pairs + 2)
     variance = (discordant * pairs + 1 - (pairs + 2) * centre**2) / (pairs + 2) ** 2
     df = np.inf if groups == joined.n else float(min(groups - 1, int(np.count_nonzero(joined.sums)) + 2))
-    return Estimate(effect, centre, float(np.sqrt(variance)), joined.n, groups, spread, df=df)
+    return Estimate(effect, centre, float(np.sqrt(variance)), joined.n, groups, spread, df=df, most=1.0)
 
 
 def bootstrap(joined: Clustered, naive: float, *, bounded: bool, draws: int = DRAWS) -> Estimate:
@@ -144,7 +146,8 @@ def bootstrap(joined: Clustered, naive: float, *, bounded: bool, draws: int = DR
     spread = design_effect(joined, naive)
     floor = 1 / (joined.n / spread + 2) if bounded else 0.0
     pivots = np.sort(_pivots(joined, draws)) if se else None
-    return Estimate(joined.mean, joined.mean, se, joined.n, groups, spread, df=groups - 1.0, pivots=pivots, floor=floor)
+    return Estimate(joined.mean, joined.mean, se, joined.n, groups, spread, df=groups - 1.0, pivots=pivots, floor=floor,
+                    most=1.0 if bounded else np.inf)  # fmt: skip
 
 
 def _pivots(joined: Clustered, draws: int) -> Floats:

@@ -18,7 +18,7 @@ class StoreError(Exception):
 
 
 class Stored(NamedTuple):
-    """A run as it was stored. `facts` is run.json: suite, data_sha256, prompt_sha256, model, model_digest, host, n, started, settings."""
+    """A run as it was stored. `facts` is run.json: suite, hashes of data and prompt, model, its digest, served, host, n, settings."""
 
     id: str
     folder: Path

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import structs
 
-from evals.client import Endpoint, digest_at
+from evals.client import Endpoint, identity_at
 from evals.cost import CostError, Own, Price, Prices, costs_of, usd
 from evals.load import Load, Loaded
 from evals.report import Share, report
@@ -58,8 +58,9 @@ def ask(suite: str, endpoint: Endpoint, home: Path, *, limit: int | None = None,
     """
 
     def _asked() -> Stored:
-        digest = endpoint.digest or (asyncio.run(digest_at(endpoint.base_url, endpoint.model, endpoint.key)) if endpoint.onprem else "")
-        return run(Plan(limited(read_suite(suite), limit), replace(endpoint, digest=digest), load=load), home, lambda _: None)
+        known = asyncio.run(identity_at(endpoint.base_url, endpoint.model, endpoint.key)) if endpoint.onprem else endpoint.identity
+        asked = replace(endpoint, digest=endpoint.digest or known.digest, identity=known)
+        return run(Plan(limited(read_suite(suite), limit), asked, load=load), home, lambda _: None)
 
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(_asked).result()

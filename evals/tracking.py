@@ -89,11 +89,38 @@ def attach(home: Path, run: str, file: Path) -> None:
         _client(home)[0].log_artifact(run, str(file))
 
 
-def _client(home: Path) -> tuple[Any, str | None]:
-    """A client of MLFLOW_TRACKING_URI, else of a SQLite file in the home; and where its artifacts go (None: the server says)."""
+def page_app(home: Path, hosts: tuple[str, ...]) -> Any:
+    """MLflow's server over the home's own store as an ASGI application, for requests to these `hosts` (as in `127.0.0.1:5000`) alone."""
+    _quiet()
+    origins = ",".join(f"http://{host}" for host in hosts)
+    os.environ |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(hosts),
+                   "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": origins}  # fmt: skip
+    from mlflow.server import constants
+
+    uri, root = _own_store(home)
+    os.environ |= {constants.BACKEND_STORE_URI_ENV_VAR: uri, constants.ARTIFACT_ROOT_ENV_VAR: root}
+    from mlflow.server.fastapi_app import app
+
+    return app
+
+
+def _quiet() -> None:
+    """Before mlflow is imported: nothing is told or fetched."""
     os.environ.update(_OFF)
     for name, value in _UNLESS_SET.items():
         os.environ.setdefault(name, value)
+
+
+def _own_store(home: Path) -> tuple[str, str]:
+    """Where a home keeps its records and their artifacts, unless MLFLOW_TRACKING_URI names another place."""
+    folder = home.absolute() / "mlflow"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # answers are in it
+    return f"sqlite:///{folder / 'mlflow.db'}", (folder / "artifacts").as_uri()
+
+
+def _client(home: Path) -> tuple[Any, str | None]:
+    """A client of MLFLOW_TRACKING_URI, else of a SQLite file in the home; and where its artifacts go (None: the server says)."""
+    _quiet()
     logging.getLogger("alembic").setLevel(logging.WARNING)  # tells every step of making a database
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="IProgress not found")  # in a notebook, of a progress bar that is switched off
@@ -102,9 +129,7 @@ def _client(home: Path) -> tuple[Any, str | None]:
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     uri, root = os.environ.get("MLFLOW_TRACKING_URI", ""), None
     if not uri:
-        folder = home.absolute() / "mlflow"
-        folder.mkdir(parents=True, exist_ok=True)
-        uri, root = f"sqlite:///{folder / 'mlflow.db'}", (folder / "artifacts").as_uri()
+        uri, root = _own_store(home)
     mlflow.set_tracking_uri(uri)  # traces are sent by a thread of MLflow's that knows only the global address
     if root:
         os.environ.pop("MLFLOW_TRACKING_URI", None)  # MLflow has just set it; the next comparison would take it for a person's server
@@ -146,7 +171,9 @@ def _log_model(tracked: Tracked, role: str, run: Stored, usd_per_success: float 
 
 def _logged_model(tracked: Tracked, run: Stored, child: str) -> str:
     facts = run.facts
+    served = facts.get("served", {})
     params = {"model": facts["model"], "digest": facts.get("model_digest", ""), "host": facts.get("host", ""),
+              "repo": served.get("repo", ""), "revision": served.get("revision", ""), "engine": json.dumps(served.get("engine", {})),
               "settings": json.dumps({name: facts.get("settings", {}).get(name) for name in ("api", "request", "onprem")})}  # fmt: skip
     identity = hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()
     found = tracked.client.search_logged_models([tracked.experiment], filter_string=f"tags.`inhouse.identity` = '{identity}'")

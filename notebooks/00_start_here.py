@@ -1,8 +1,11 @@
 # ---
 # jupyter:
-#   jupytext:
-#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
 # ---
+
 # %% [markdown]
 # # What runs here, and what can I ask it?
 #

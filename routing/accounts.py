@@ -19,8 +19,11 @@ _REMEMBERED_S = 86400.0  # how long an ended lease is known: its worker may have
 _SHARE = 16  # a worker's reserve for calls to come is at most this part of what is left: near the limit it is nothing
 
 
+BY_MODEL = "caller_model"  # the kind of a caller's account with one model; its scope is `<model>/<caller>`
+
+
 class Key(NamedTuple):
-    """Whose account of what: `kind` is run, caller, team or task; `every` a period."""
+    """Whose account of what: `kind` is run, caller, team, task, model or `BY_MODEL`; `every` a period."""
 
     kind: str
     scope: str
@@ -301,6 +304,17 @@ def declare(engine: Engine, kind: str, budgets: Mapping[str, Iterable[Budget]]) 
     for scope, some in sorted(budgets.items()):
         with locked(engine) as connection:
             set_budgets(connection, kind, scope, some)
+
+
+def change(engine: Engine, kind: str, budgets: Mapping[str, Iterable[Budget]]) -> None:
+    """Gives all accounts that there are below these scopes, as in `<scope>/...`, these limits; those to come are opened with them."""
+    for scope, some in sorted(budgets.items()):
+        for budget in some:
+            other = (ACCOUNTS.c.kind == kind, ACCOUNTS.c.scope.startswith(f"{scope}/", autoescape=True), ACCOUNTS.c.unit == budget.unit,
+                     ACCOUNTS.c.every == budget.every, ACCOUNTS.c.most != budget.most)  # fmt: skip
+            with locked(engine) as connection:
+                connection.execute(select(ACCOUNTS.c.id).where(*other).order_by(ACCOUNTS.c.id).with_for_update())  # as batches lock them
+                connection.execute(update(ACCOUNTS).where(*other).values(most=budget.most))
 
 
 class Spending(NamedTuple):

@@ -5,52 +5,36 @@ What a line is and how it is sealed is `chain`'s.
 
 import logging
 import os
-import threading
 import time
 from pathlib import Path
 
 from routing.chain import AuditError, Chain, Entry, Place, place_of
 
 log = logging.getLogger("inhouse.audit")
-_EVERY_S = 0.05
 _HELD = 100_000  # entries kept while the disk refuses, before the oldest are given up
 
 
 class Audit:
-    """Takes entries from the request path and appends them to the chain every 50 ms, in a thread; `flush` does so at once, in the caller's.
+    """Takes entries from the request path; `flush` appends them to the chain. It is the ledger's `first`, so every 50 ms, in its thread.
 
-    With `flush` as the ledger's `first`, and each request's entry appended before its ledger row, no row is ever there without its entry,
-    also after `kill -9`.
+    With each request's entry appended before its ledger row, no row is ever there without its entry, also after `kill -9`.
     """
 
     def __init__(self, place: Place) -> None:
         self._chain = Chain(place)
         self._entries: list[Entry] = []
-        self._stop = threading.Event()
-        self._writing = threading.Lock()
         self.append = self._entries.append
         self.failing = False
-        self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
-        self._thread.start()
 
     def close(self) -> None:
-        """Writes and anchors what is left. Raises nothing; what could not be written is named in the log by its count."""
-        self._stop.set()
-        self._thread.join(timeout=15)
+        """Writes and anchors what is left; to be called after the ledger's. Raises nothing; what could not be written is named in the log
+        by its count."""
+        self.flush(anchor=True)
         if self._entries:
             log.error("audit: %d entries could not be written", len(self._entries))
 
-    def _run(self) -> None:
-        while not self._stop.wait(_EVERY_S):
-            self.flush()
-        self.flush(anchor=True)
-
     def flush(self, *, anchor: bool = False) -> None:
         """Appends what is there now. Raises nothing: where it can't, `failing` says so and the entries wait."""
-        with self._writing:
-            self._flush(anchor=anchor)
-
-    def _flush(self, *, anchor: bool) -> None:
         n = len(self._entries)
         if not n:
             return

@@ -33,7 +33,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """What happened. Fields that are empty are left out of the line. `what` is a path, or the command of an admin act."""
 
     at: float
-    kind: Literal["decision", "refusal", "admin", "torn"]
+    kind: Literal["decision", "refusal", "admin", "sample", "torn"]
     who: str
     what: str
     outcome: str = ""

@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import count
 
 from routing.config import Site, Task
@@ -27,8 +27,8 @@ class Target:
     became of that. Where it said itself how long to leave it alone, nothing is sent to it until then.
     """
 
-    __slots__ = ("accounts", "cell", "closed_until", "context", "dialects", "failures", "head", "id", "is_ours", "is_tried", "model",
-                 "origin", "price", "ready", "resting_until", "wish", "zone")  # fmt: skip
+    __slots__ = ("accounts", "cell", "closed_until", "context", "dialects", "each_caller", "failures", "head", "id", "is_ours", "is_tried",
+                 "model", "origin", "price", "ready", "resting_until", "wish", "zone")  # fmt: skip
 
     def __init__(self, model: str, cell: str, origin: Origin) -> None:
         self.model = model
@@ -42,6 +42,7 @@ class Target:
         self.price = Price(0, 0, 0)
         self.context = _CONTEXT
         self.accounts: tuple[Account, ...] = ()  # of its model, whoever asks
+        self.each_caller: Callable[[str], tuple[Account, ...]] | None = None  # of its model and a caller
         self.ready = False
         self.failures = 0
         self.is_tried = False
@@ -125,12 +126,14 @@ class Fleet:
 
     def for_task(self, task: Task) -> list[Target]:
         """The targets in the order to try: a draw among healthy candidates, the other candidates, then the fallbacks."""
+        if len(task.candidates) == 1 and not task.fallbacks:
+            return self.for_model(task.candidates[0].model)
         names = [candidate.model for candidate in task.candidates]
         if len(names) > 1:
             names = self._drawn(names, [candidate.weight for candidate in task.candidates])
         names = [*names, *(name for name in task.fallbacks if name not in names)]
         targets = [target for name in names for target in self.for_model(name)]
-        return targets if len(targets) == 1 else sorted(targets, key=lambda target: not target.is_healthy())
+        return sorted(targets, key=lambda target: not target.is_healthy())
 
     def _drawn(self, names: Sequence[str], weights: Sequence[float]) -> list[str]:
         healthy = [weight if any(t.is_healthy() for t in self.targets[name]) else 0.0 for name, weight in zip(names, weights, strict=True)]

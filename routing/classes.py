@@ -43,6 +43,13 @@ class Detected(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     place: str = ""
 
 
+class Sample(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The share of a task's answers that is written down for data sets, of requests up to a data class. 0.01 is one in a hundred."""
+
+    share: float
+    up_to: str
+
+
 ZONES = (Zone(name=ONPREM, teams=("*",)), Zone(name=HOSTED))
 CLASSES = (
     DataClass(name="public", zones=(ONPREM, HOSTED)),

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from routing.budgets import Budget, budgets_of
-from routing.classes import CLASSES, ONPREM, ZONES, DataClass, Detected, Zone, check_classes, check_reach
+from routing.classes import CLASSES, ONPREM, ZONES, DataClass, Detected, Sample, Zone, check_classes, check_reach
 from routing.evidence import Evidence
 from routing.providers import Hosted, Provider, check_providers
 from serving.catalog import Catalog, ConfigError, Document, Model, nearest
@@ -39,7 +39,7 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """A kind of work with a name. `examples` are what callers write; they teach `auto` to recognise it.
 
     `polling` names the tools of its agents that are there to be called again and again: calling them is no loop. `budgets` are what all
-    calls of the task together may use, as `5usd/day`.
+    calls of the task together may use, as `5usd/day`. Without `sample` nothing of its traffic is written down.
     """
 
     name: str
@@ -49,6 +49,7 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     fallbacks: tuple[str, ...] = ()
     polling: tuple[str, ...] = ()
     budgets: tuple[str, ...] = ()
+    sample: Sample | None = None
 
     def models(self) -> list[str]:
         """Whoever may answer it, in the order of the file."""
@@ -60,10 +61,12 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 class ModelLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What all callers together may use of a model, whichever task asks it, as `120calls/minute` or `8concurrent`."""
+    """What all callers together may use of a model, whichever task asks it, as `120calls/minute` or `8concurrent`; `each_caller` is what
+    each of them may."""
 
     model: str
-    budgets: tuple[str, ...]
+    budgets: tuple[str, ...] = ()
+    each_caller: tuple[str, ...] = ()
 
 
 class Cell(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -113,6 +116,7 @@ class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     default_class: str = ""
     max_class: str = ""
     budgets: tuple[str, ...] = ()
+    batch: bool = False
 
 
 class Oidc(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -133,7 +137,8 @@ class Routes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """The whole file. `default_task` takes what `auto` is not sure about. No `cells` means the one on this machine.
 
     `data_classes` go from the least to the most sensitive; a request of which nobody says or finds anything has the `default_class`.
-    Evidence older than `evidence_days` counts as stale; without a number, age makes none so.
+    Evidence older than `evidence_days` counts as stale; without a number, age makes none so. Runs that ended `keep_runs_days` ago are
+    forgotten.
     `presidio` is the language in which that detector is asked, none where it is empty. A request that offers a model one of the
     `risky_tools` needs a person's approval. `policies` is a folder of Cedar files beside this file; empty means the shipped ones.
     """
@@ -155,6 +160,7 @@ class Routes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     policies: str = ""
     oidc: Oidc | None = None
     evidence_days: float | None = None
+    keep_runs_days: float = 30.0
 
 
 class Site(NamedTuple):
@@ -220,6 +226,8 @@ def _check_task(document: Document, i: int, task: Task, models: Collection[str])
         task.limits()
     except ValueError as error:
         raise document.error(f"{at}.budgets", str(error)) from error
+    if task.sample is not None and not 0 < task.sample.share <= 1:
+        raise document.error(f"{at}.sample.share", "a share is a number above 0 and at most 1: 0.01 is one answer in a hundred")
     if any(not example.strip() for example in task.examples):
         raise document.error(f"{at}.examples", "an example is empty; write what a caller would")
 
@@ -230,6 +238,7 @@ def _check_labels(document: Document, routes: Routes, tasks: dict[str, Task], ho
              ("providers", [provider.zone for provider in routes.providers])) for i, zone in enumerate(many)]  # fmt: skip
     classes = [(f"$.oidc.grants[{i}].{key}", name) for i, grant in enumerate(routes.oidc.grants if routes.oidc else ())
                for key in ("default_class", "max_class") if (name := getattr(grant, key))]  # fmt: skip
+    classes += [(f"$.tasks[{i}].sample.up_to", task.sample.up_to) for i, task in enumerate(routes.tasks) if task.sample]
     check_classes(document, routes, zones_used=zones, classes_used=classes)
     reach = {name: [{hosted[model].provider.zone} if model in hosted else ours for model in task.models()] for name, task in tasks.items()}
     check_reach(document, routes, {name: set().union(*those) for name, those in reach.items()})
@@ -240,10 +249,11 @@ def _check_model_limits(document: Document, routes: Routes, models: Collection[s
         if limited.model not in models or limited.model in (other.model for other in routes.model_limits[:i]):
             raise document.error(f"$.model_limits[{i}].model", f"`{limited.model}` is no model, or is limited twice"
                                  f"{nearest(limited.model, models)}")  # fmt: skip
-        try:
-            budgets_of(limited.budgets)
-        except ValueError as error:
-            raise document.error(f"$.model_limits[{i}].budgets", str(error)) from error
+        for key in ("budgets", "each_caller"):
+            try:
+                budgets_of(getattr(limited, key))
+            except ValueError as error:
+                raise document.error(f"$.model_limits[{i}].{key}", str(error)) from error
 
 
 def _check_places(document: Document, routes: Routes) -> None:
@@ -264,8 +274,9 @@ def _check_numbers(document: Document, routes: Routes) -> None:
     for key in Limits.__struct_fields__:
         if not 0 < getattr(routes.limits, key) < math.inf:
             raise document.error(f"$.limits.{key}", f"`{key}` must be a number above 0")
-    if routes.evidence_days is not None and not 0 < routes.evidence_days < math.inf:
-        raise document.error("$.evidence_days", "`evidence_days` must be a number above 0")
+    for key in ("evidence_days", "keep_runs_days"):
+        if (days := getattr(routes, key)) is not None and not 0 < days < math.inf:
+            raise document.error(f"$.{key}", f"`{key}` must be a number above 0")
     for key in Auto.__struct_fields__:
         if not 0 <= getattr(routes.auto, key) <= 1:
             raise document.error(f"$.auto.{key}", f"`{key}` is a share between 0 and 1")

@@ -27,6 +27,7 @@ from routing.worker import Worker, refused
 
 log = logging.getLogger("inhouse.router")
 _LINGER_S = 5.0
+_PARTING_S = 1.0  # what a caller has sent before it could know that we leave comes within this time
 _PHRASES = {int(status): status.phrase for status in http.HTTPStatus}
 _STATUS = {status: f"HTTP/1.1 {status} {_PHRASES.get(status, '')}\r\n".encode() for status in range(200, 600)}  # models make some up
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -93,10 +94,10 @@ class Connection(HttpToolsProtocol):
             self._spoiled(refusal)
 
     def shutdown(self) -> None:
-        """No further request after the one that is being answered."""
+        """No further request after the one that is being answered or on its way: closing at once would lose what was just sent."""
         self._is_last = True
-        if not self.is_answering and not self._reading:
-            self.transport.close()
+        if not self.is_answering and not self._reading and self.phase != "linger":
+            self._enter("parting")
 
     def pause_writing(self) -> None:
         self._enter("clogged")
@@ -216,6 +217,8 @@ class Connection(HttpToolsProtocol):
         waited, limits = now - self.since, self._worker.limits
         if self.phase == "body" and waited > limits.body_timeout_s:
             self._refuse(TooSlowToSend("the request's body did not arrive in time; send it faster"))
+        elif self.phase == "parting" and waited > _PARTING_S:
+            self.transport.close()
         elif waited > {"idle": limits.keep_alive_timeout_s, "head": limits.header_timeout_s, "clogged": limits.idle_timeout_s,
                        "linger": _LINGER_S}.get(self.phase, waited):  # fmt: skip
             self.transport.abort()

@@ -62,6 +62,8 @@ class Unauthorized(Refusal):
     type = "authentication_error"
     code = "invalid_api_key"
     anthropic_type = "authentication_error"
+    cause = "token that is not taken"  # for the audit log: more than the caller may know
+    who = ""  # whose key it was, where it was one of ours
 
 
 class BudgetExceeded(Refusal):

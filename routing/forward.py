@@ -15,6 +15,7 @@ from itertools import count
 
 import msgspec
 
+from routing.batch import stand_back
 from routing.call import Attempt, Call
 from routing.choose import LONGEST_WISH_S, Target
 from routing.config import Limits
@@ -107,8 +108,10 @@ class Door:
         assert call.about is not None and call.asked is not None, "a call is labelled before it goes out"
         if not may_leave(self._policy, call.about, model=target.model, zone=target.zone):
             raise Denied(f"data of class `{call.data_class}` may not go to `{target.model}`", code="residency")
-        path, accounts = call.endpoint.path, accounts + target.accounts
-        prompt, most, answers = worst_of(path, call.asked.body, target.context) if accounts and not call.endpoint.is_free else _NO_WORK
+        accounts = accounts + target.accounts if target.accounts else accounts
+        if target.each_caller is not None:
+            accounts += target.each_caller(call.caller.name)
+        prompt, most, answers = worst_of(call.asked, target.context) if accounts and not call.endpoint.is_free else _NO_WORK
         ask = Ask(accounts, prompt, most, target.price, call.request_id, number, answers)
         hold = self._purse.try_reserve(ask)
         if hold is not None:
@@ -237,6 +240,9 @@ def _request(attempt: Attempt) -> bytes:
         passed = b"".join([b"%b: %b\r\n" % (name, given[name]) for name in _PASSED_ON & given.keys()])
         if call.run is not None:
             body = with_detection(endpoint.path, body)
+        if call.caller.is_batch:
+            back, body = stand_back(asked, body)
+            passed += back
     else:
         passed = target.head + _passed_out(given, is_anthropic=endpoint.dialect == "anthropic")
     content_type = given.get(b"content-type", b"") if endpoint.form else b"application/json"

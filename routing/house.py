@@ -19,6 +19,7 @@ from routing.oidc import Tokens
 from routing.policy import Policy
 from routing.purse import Purse
 from routing.runbook import Run, RunBook
+from routing.samples import Samples
 from routing.standing import Known
 from routing.tasks import Classifier
 from routing.tracing import Tracing
@@ -58,6 +59,7 @@ class House:
     metrics: Metrics
     tracing: Tracing | None
     known: Known
+    samples: Samples
     answers: Answers = field(default_factory=Answers)
     underway: UnderWay = field(default_factory=UnderWay)
     hasty: dict[str, Finding] = field(default_factory=dict)  # runs that spend much faster than others of their task

@@ -42,6 +42,7 @@ class Caller(NamedTuple):
     max_class: str = ""
     limits: tuple[Budget, ...] = ()
     team_limits: tuple[Budget, ...] = ()
+    is_batch: bool = False  # served after interactive callers
 
     def may_use_task(self, task: str) -> bool:
         """Whether the key opens this task."""
@@ -63,7 +64,7 @@ class Allowed(NamedTuple):
 
 def create(
     engine: Engine, caller: str, *, tasks: Iterable[str] = ("*",), models: Iterable[str] = ("*",), lifetime_s: float | None = None,
-    allowed: Allowed = Allowed(),  # noqa: B008 (frozen)
+    is_batch: bool = False, allowed: Allowed = Allowed(),  # noqa: B008 (frozen)
 ) -> str:  # fmt: skip
     """Makes a key and returns it: the only time that it can be seen. Raises `LookupError` where the team is not there.
 
@@ -71,7 +72,7 @@ def create(
     """
     now = time.time()
     row = {"caller": caller, "tasks": json.dumps(sorted(tasks)), "models": json.dumps(sorted(models)),
-           "expires_at": now + lifetime_s if lifetime_s else None}  # fmt: skip
+           "expires_at": now + lifetime_s if lifetime_s else None, "batch": int(is_batch)}  # fmt: skip
     with changing(engine, "keys") as connection:
         known = connection.execute(select(KEYS).where(KEYS.c.caller == caller).order_by(KEYS.c.created_at.desc())).mappings().first()
         kept = {name: known[name] for name in ("team", "default_class", "max_class", "limits")} if known else {}
@@ -116,7 +117,8 @@ def listed(engine: Engine) -> list[dict[str, Any]]:
     with engine.connect() as connection:
         rows = connection.execute(select(KEYS).order_by(KEYS.c.created_at)).mappings().all()
     shown = [{name: value for name, value in row.items() if name != "hash"} for row in rows]
-    return [{**row, **{name: json.loads(row[name]) for name in ("tasks", "models", "limits")}} for row in shown]
+    return [{**row, **{name: json.loads(row[name]) for name in ("tasks", "models", "limits")}, "batch": bool(row["batch"])}
+            for row in shown]  # fmt: skip
 
 
 def revoke(engine: Engine, key_id: str) -> bool:
@@ -134,6 +136,7 @@ class KeyRing:
         self._connection = engine.connect() if engine.dialect.name == "sqlite" else None  # `data_version` counts for one connection
         self._lock = threading.Lock()
         self._callers: dict[bytes, Caller] = {}
+        self._revoked: dict[bytes, tuple[str, str]] = {}  # their ids and callers, for the audit log
         self._teams: dict[str, tuple[Budget, ...]] = {}
         self._version: int | None = None
         self._state: Any = None
@@ -159,8 +162,9 @@ class KeyRing:
         if state == self._state:
             return
         teams = {row.name: _budgets(row.limits) for row in connection.execute(select(TEAMS))}
-        rows = connection.execute(select(KEYS).where(KEYS.c.revoked_at.is_(None))).mappings().all()
-        self._callers = {bytes.fromhex(row["hash"]): _caller(row, teams) for row in rows}
+        rows = connection.execute(select(KEYS)).mappings().all()
+        self._callers = {bytes.fromhex(row["hash"]): _caller(row, teams) for row in rows if row["revoked_at"] is None}
+        self._revoked = {bytes.fromhex(row["hash"]): (row["id"], row["caller"]) for row in rows if row["revoked_at"] is not None}
         self._teams = teams
         self._state = state
 
@@ -192,23 +196,30 @@ class KeyRing:
     def identify(self, key: bytes) -> Caller:
         """Whose key this is. Raises `Unauthorized`; says no more about why than a caller may know."""
         if not key:
-            raise Unauthorized(f"no API key: {_NOBODY}")
+            raise _nobody("no API key", "no key")
         digest = hashlib.sha256(key).digest()
         caller = self._callers.get(digest)
         if caller is None and self._connection is not None and self._may_look():  # a key made this second?
             self.refresh()
             caller = self._callers.get(digest)
         if caller is None:
-            raise Unauthorized(f"this API key is not known, or was revoked: {_NOBODY}")
+            said, who = "this API key is not known, or was revoked", self._revoked.get(digest)
+            raise _nobody(said, "unknown key") if who is None else _nobody(said, f"revoked key {who[0]}", who[1])
         if caller.expires_at < time.time():
-            raise Unauthorized(f"this API key has expired: {_NOBODY}")
+            raise _nobody("this API key has expired", f"expired key {caller.key_id}", caller.name)
         return caller
+
+
+def _nobody(said: str, cause: str, who: str = "") -> Unauthorized:
+    error = Unauthorized(f"{said}: {_NOBODY}")
+    error.cause, error.who = cause, who
+    return error
 
 
 def _caller(row: Any, teams: Mapping[str, tuple[Budget, ...]]) -> Caller:
     return Caller(row["id"], row["caller"], frozenset(json.loads(row["tasks"])), frozenset(json.loads(row["models"])),
                   row["expires_at"] or math.inf, row["team"], row["default_class"], row["max_class"], _budgets(row["limits"]),
-                  teams.get(row["team"], ()))  # fmt: skip
+                  teams.get(row["team"], ()), bool(row["batch"]))  # fmt: skip
 
 
 def _budgets(text: str) -> tuple[Budget, ...]:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from routing.audit_cli import noted
-from routing.cli import HOME, JSON, date, print_table, seconds, store_of
+from routing.cli import HOME, JSON, date, print_table, seconds, settings_for, site_of, store_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from routing.budgets import Budget
+    from routing.keys import Allowed
 
 _BUDGET = click.option("--budget", "--limit", "limits", multiple=True, metavar="AMOUNT",
                        help="What may be used: 1usd/day, 20000tokens/minute, 500calls/month, 60000gpu_ms/hour, 8concurrent, or 5usd in "
@@ -35,6 +36,7 @@ def keys() -> None:
 @click.option("--task", "tasks", multiple=True, help="A task the key opens; again for more. Without it: all.")
 @click.option("--model", "models", multiple=True, help="A model the key opens by its own name; again for more. Without it: all.")
 @click.option("--expires", metavar="TIME", help="When it ends: 12h, 30d or 8w from now. Without it: never.")
+@click.option("--batch", "is_batch", is_flag=True, help="For batch work: our models serve it after all that other keys ask.")
 @_CLASSES[0]
 @_CLASSES[1]
 @_BUDGET
@@ -42,7 +44,7 @@ def keys() -> None:
 @JSON
 @noted
 def create_key(name: str, tasks: tuple[str, ...], models: tuple[str, ...], expires: str | None, home: Path, *, as_json: bool,
-               **allowed: Any) -> None:  # fmt: skip
+               is_batch: bool, **allowed: Any) -> None:  # fmt: skip
     """Make a key for NAME and print it: the only time that it is shown.
 
     Team, classes and budgets belong to NAME: another key of the same name shares them, and what is given here counts for all its keys.
@@ -51,10 +53,11 @@ def create_key(name: str, tasks: tuple[str, ...], models: tuple[str, ...], expir
     """
     from routing import keys as store
 
-    what = store.Allowed(**{**allowed, "limits": read_budgets(allowed["limits"]) if allowed["limits"] else None})
+    what = _allowed(home, allowed)
     engine, lifetime_s = store_of(home), seconds(expires)
     try:
-        key = store.create(engine, name, tasks=tasks or ("*",), models=models or ("*",), lifetime_s=lifetime_s, allowed=what)
+        key = store.create(engine, name, tasks=tasks or ("*",), models=models or ("*",), lifetime_s=lifetime_s, is_batch=is_batch,
+                           allowed=what)  # fmt: skip
     except LookupError as error:
         raise click.ClickException(str(error.args[0])) from error
     click.echo(json.dumps({"key": key, "caller": name}) if as_json else key)
@@ -77,9 +80,9 @@ def list_keys(home: Path, *, as_json: bool) -> None:
         click.echo(json.dumps([{**row, "used": used.get(row["caller"], {})} for row in rows], indent=1))
         return
     table = [(row["id"], row["caller"], row["team"] or "-", " ".join(row["tasks"]), " ".join(row["models"]),
-              _used(row["limits"], used.get(row["caller"], {})), date(row["created_at"]), date(row["expires_at"]),
-              date(row["revoked_at"])) for row in rows]  # fmt: skip
-    print_table(("ID", "CALLER", "TEAM", "TASKS", "MODELS", "USED", "CREATED", "EXPIRES", "REVOKED"), table)
+              "batch" if row["batch"] else "-", _used(row["limits"], used.get(row["caller"], {})), date(row["created_at"]),
+              date(row["expires_at"]), date(row["revoked_at"])) for row in rows]  # fmt: skip
+    print_table(("ID", "CALLER", "TEAM", "TASKS", "MODELS", "FOR", "USED", "CREATED", "EXPIRES", "REVOKED"), table)
 
 
 @keys.command("rotate")
@@ -135,7 +138,7 @@ def set_caller(name: str, home: Path, **allowed: Any) -> None:
     engine = store_of(home)
     if name not in {row["caller"] for row in store.listed(engine)}:
         raise click.ClickException(f"no caller `{name}`; `inhouse keys list` shows them")
-    what = store.Allowed(**{**allowed, "limits": read_budgets(allowed["limits"]) if allowed["limits"] else None})
+    what = _allowed(home, allowed)
     try:
         with changing(engine, "keys") as connection:
             store.allow(connection, name, what)
@@ -201,6 +204,20 @@ def list_teams(home: Path, *, as_json: bool) -> None:
         return
     table = [(row["name"], " ".join(row["callers"]) or "-", _used(row["limits"], used.get(row["name"], {}))) for row in rows]
     print_table(("TEAM", "CALLERS", "USED"), table)
+
+
+def _allowed(home: Path, given: Mapping[str, Any]) -> "Allowed":
+    """What the options give a caller. A data class that routes.yaml does not have would refuse all that the caller asks: no such key."""
+    from routing.keys import Allowed
+    from serving.catalog import nearest
+
+    classes = {option: given[name] for option, name in (("--class", "default_class"), ("--max-class", "max_class")) if given[name]}
+    if classes and (settings := settings_for(home)).routes.exists():
+        known = [one.name for one in site_of(settings).routes.data_classes]
+        for option, name in classes.items():
+            if name not in known:
+                raise click.BadParameter(f"{settings.routes} has no data class `{name}`{nearest(name, known)}", param_hint=option)
+    return Allowed(**{**given, "limits": read_budgets(given["limits"]) if given["limits"] else None})
 
 
 def read_budgets(texts: Sequence[str]) -> "tuple[Budget, ...]":

@@ -54,7 +54,7 @@ _MOST_ROWS = 512  # in one statement: 12,288 values; SQLite takes 32,766, Postgr
 
 
 class Ledger:
-    """Takes rows from the request path and writes them. `first` is called before each batch, `also` with it after, off the request path.
+    """Takes rows from the request path and writes them. `first` is called every 50 ms before what there is, `also` with it after.
 
     `first` is where the audit log is written: a row whose audit entry was appended before it is never in the database without it.
     """
@@ -86,11 +86,11 @@ class Ledger:
         self._flush()
 
     def _flush(self) -> None:
-        n = len(self._rows)
+        rows = self._rows.copy()
+        self._first()  # what it writes was there before these rows
+        n = len(rows)
         if not n:
             return
-        rows = self._rows[:n]
-        self._first()
         try:
             written = self._write(rows)
         except (SQLAlchemyError, sqlite3.Error) as error:

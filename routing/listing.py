@@ -13,6 +13,8 @@ from routing.standing import stale
 from routing.tasks import as_table
 
 _JSON = b"content-type: application/json\r\n"
+_TELLING = ("dtype", "quantization", "kv_cache_dtype", "max_model_len", "reasoning_parser", "tool_call_parser", "seed")
+"""Engine settings that change answers, and that anybody who may ask the model may know."""
 TASK = "task/"  # before a task's name, where a model's name may stand
 
 
@@ -66,7 +68,8 @@ def _listed(house: House, caller: Caller) -> list[dict[str, Any]]:
     for name, model in site.models.items():
         if caller.may_use_model(name):
             entry = _entry(name, "model" if name == model.name else "adapter", model.description, ready=fleet.is_ready(name))
-            entries.append(entry | {"digest": house.known.digests.get(name, "")})
+            entries.append(entry | {"digest": house.known.digests.get(name, ""), "repo": model.repo or "", "revision": model.revision or "",
+                                    "engine": {key: model.engine[key] for key in _TELLING if key in model.engine}})  # fmt: skip
     for name, hosted in site.hosted.items():
         if caller.may_use_model(name):
             entries.append(_entry(name, "hosted", hosted.model.description, ready=fleet.is_ready(name)))

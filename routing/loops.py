@@ -66,6 +66,8 @@ def find_loop(body: bytes, polling: Collection[str] = (), *, patience: int = 0) 
     A body with neither tool steps nor three answers costs a search through its bytes. `patience` is how many repeats more than usual
     are let be: what a person gives a run that was stopped and goes on.
     """
+    if body.count(b"{") <= _REPEATS:  # the body itself, and fewer messages
+        return None
     if body.count(b'"assistant"') < _REPEATS and body.count(b"_call") < _REPEATS and body.count(b'"tool_result"') < _REPEATS:
         return None
     try:

@@ -200,7 +200,7 @@ def caller_of(oidc: Oidc, claims: Mapping[str, Any]) -> Caller:
         if _fits(grant, claims):
             return Caller(f"oidc/{name}", f"oidc/{name}", frozenset(grant.tasks), frozenset(grant.models), float(claims["exp"]) + _LEEWAY_S,
                           team=grant.team, default_class=grant.default_class, max_class=grant.max_class,
-                          limits=budgets_of(grant.budgets))  # fmt: skip
+                          limits=budgets_of(grant.budgets), is_batch=grant.batch)  # fmt: skip
     raise Unauthorized("this token opens nothing here: ask the administrator for a grant (`oidc.grants` in routes.yaml)")
 
 

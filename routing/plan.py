@@ -5,17 +5,19 @@ A change is read and checked whole before it counts; what can't be used is told,
 
 import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from sqlalchemy import Engine
 
-from routing.accounts import declare
+from routing.accounts import BY_MODEL, change, declare
 from routing.audit import Audit, place_of
-from routing.budgets import budgets_of
+from routing.budgets import Budget, budgets_of
 from routing.choose import Fleet
 from routing.config import Routes
 from routing.forward import Door
+from routing.holds import Account
 from routing.house import House, Plan
 from routing.keys import KeyRing
 from routing.ledger import Ledger, Row
@@ -25,6 +27,7 @@ from routing.policy import folder_of, load
 from routing.presidio import load_presidio
 from routing.purse import Purse
 from routing.runbook import RunBook
+from routing.samples import Samples
 from routing.settings import Settings
 from routing.standing import Known, known
 from routing.store import open_store
@@ -88,8 +91,21 @@ class Planner:
         declare(self._engine, "task", {task.name: task.limits() for task in routes.tasks if task.budgets})
         models = {limited.model: budgets_of(limited.budgets) for limited in routes.model_limits}
         declare(self._engine, "model", models)
+        each_caller = {limited.model: budgets_of(limited.each_caller) for limited in routes.model_limits if limited.each_caller}
+        change(self._engine, BY_MODEL, each_caller)
         for target in fleet.all():
             target.accounts = self._purse.accounts("model", target.model, models.get(target.model, ()))
+            if budgets := each_caller.get(target.model):
+                target.each_caller = self._each_caller(target.model, budgets)
+
+    def _each_caller(self, model: str, budgets: tuple[Budget, ...]) -> Callable[[str], tuple[Account, ...]]:
+        """What finds a caller's accounts with a model; those of callers that ask are kept."""
+
+        @lru_cache(10_000)
+        def _accounts(caller: str) -> tuple[Account, ...]:
+            return self._purse.accounts(BY_MODEL, f"{model}/{caller}", budgets)
+
+        return _accounts
 
     def _tokens(self, routes: Routes, before: Plan | None) -> Tokens | None:
         if before is not None and before.site.routes.oidc == routes.oidc:
@@ -125,4 +141,5 @@ def open_house(settings: Settings, pool: Pool, tracing: Tracing | None = None) -
     planner = Planner(settings, engine, keys, pool=pool, ledger=ledger, purse=purse, metrics=metrics)
     plan = planner.read()
     runs = RunBook(engine, purse)
-    return House(engine, plan, keys, purse, runs, ledger, audit, metrics, tracing, planner.known(plan)), planner
+    samples = Samples(settings.home, audit.append)
+    return House(engine, plan, keys, purse, runs, ledger, audit, metrics, tracing, planner.known(plan), samples), planner

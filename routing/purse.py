@@ -21,7 +21,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from routing import accounts as books
-from routing.accounts import Batch, Change, Grant, Key, Outcome, Standing, Want
+from routing.accounts import BY_MODEL, Batch, Change, Grant, Key, Outcome, Standing, Want
 from routing.budgets import UNITS, Budget, amount, renews_at
 from routing.errors import BudgetExceeded, Refusal, TooMany, Unavailable
 from routing.holds import Account, Ask, Hold, give_back, surplus_of, want_of
@@ -31,6 +31,7 @@ _BEAT_S = 0.05  # how long what was spent may wait to be recorded: what a kill c
 _LOOK_EVERY = 2  # beats between two looks for what is idle
 _TOLD_S = 0.02
 _PATIENCE_S = 2.0  # how long a call waits for the database
+_BACK_S = 2  # after which a call that only others' holds refused may be worth another try: idle reserves return within two looks
 
 
 class _Waiting(NamedTuple):
@@ -303,6 +304,13 @@ def _budget(standing: Standing) -> Budget:
     return Budget(standing.key.unit, standing.key.every, standing.most)
 
 
+def _whose(key: Key) -> str:
+    if key.kind == BY_MODEL:
+        model, _, caller = key.scope.partition("/")
+        return f"caller `{caller}` with model `{model}`"
+    return f"{key.kind} `{key.scope}`"
+
+
 def _away() -> Refusal:
     return Unavailable("the database of budgets does not answer, and nothing is spent without it; try again shortly", retry_after_s=2,
                        code="budgets_unavailable")  # fmt: skip
@@ -313,7 +321,7 @@ def _refusal(refused: _Refused, ask: Ask) -> Refusal:
     standing, budget = refused.standing, _budget(refused.standing)
     key = standing.key
     needs = ask.worst(min(1, ask.max_tokens))[UNITS.index(key.unit)]
-    whose = f"{key.kind} `{key.scope}`"
+    whose = _whose(key)
     renews = renews_at(key.every, refused.now)
     if budget.unit == "concurrent":
         return TooMany(f"{whose} may make {standing.most} calls at once, and makes them; wait for one to end", retry_after_s=1)
@@ -322,8 +330,11 @@ def _refusal(refused: _Refused, ask: Ask) -> Refusal:
         return TooMany(f"{whose} may use {budget}, and has; try again in {wait_s} s", retry_after_s=wait_s)
     when = f"It renews at {datetime.fromtimestamp(renews, UTC):%Y-%m-%dT%H:%M:%SZ}" if renews else "It does not renew"
     left = amount(key.unit, max(0, standing.left))
+    is_held = standing.most - standing.spent >= needs  # it is not spent: what calls under way and other workers do not use comes back
+    back = ". Enough may come back within seconds, from calls under way and from what workers keep for the next ones" if is_held else ""
     refusal = BudgetExceeded(
         f"the budget of {whose} is {budget}: {amount(key.unit, standing.spent)} spent, {amount(key.unit, standing.held)} held by calls "
-        f"under way, {left} left; this call needs at least {amount(key.unit, needs)}. {when}; ask for less, or have it raised")  # fmt: skip
+        f"under way, {left} left; this call needs at least {amount(key.unit, needs)}. {when}; ask for less, or have it raised{back}",
+        retry_after_s=_BACK_S if is_held else None)  # fmt: skip
     refusal.scope, refusal.unit = key.kind, key.unit
     return refusal

@@ -105,7 +105,7 @@ class Relay:
         """The model writes on past what was reserved: the caller's stream ends as if it had stopped there, by itself."""
         out = self._out
         assert out is not None, "only a begun stream can be too long"
-        out.chunk(self._tee.finish())
+        out.chunk(self._tee.finish(self._attempt.hold.prompt_tokens))
         self._settle(self._answer.status, "over_budget")
         out.end()
 
@@ -126,7 +126,7 @@ class Relay:
         """The tokens of the stream, and whether the model said so itself; else each event counts as one."""
         seen = self._tee.tokens
         is_exact = seen.completion is not None and self._tee.ended
-        return (seen if is_exact else Tokens(seen.prompt, max(seen.completion or 0, self._tee.events))), is_exact
+        return (seen if is_exact else Tokens(seen.prompt, self._tee.written)), is_exact
 
 
 def failure(model: str, error: UpstreamError) -> Refusal:

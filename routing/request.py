@@ -65,14 +65,22 @@ class _StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
 
 
-class _Head(msgspec.Struct):
+class Head(msgspec.Struct, frozen=True, gc=False):
+    """The fields of a body that decide where it goes and what it may cost; all else is skipped, not built."""
+
     model: str | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
     priority: Any = None
+    max_tokens: Any = None
+    max_completion_tokens: Any = None
+    max_output_tokens: Any = None
+    n: Any = None
+    best_of: Any = None
 
 
-_decode_head = msgspec.json.Decoder(_Head).decode
+_NO_HEAD = Head()
+_decode_head = msgspec.json.Decoder(Head).decode
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_any = msgspec.json.Decoder().decode
 
@@ -85,6 +93,7 @@ class Asked(msgspec.Struct, frozen=True, gc=False):
     stream: bool
     wants_usage: bool
     body: bytes
+    head: Head = _NO_HEAD  # of JSON
 
     def for_model(self, name: str) -> bytes:
         """The body that goes to a model: the caller's bytes, with only the name and the wish for usage changed where they must be."""
@@ -126,13 +135,19 @@ def read_asked(endpoint: Endpoint, body: bytes, *, json_depth: int, media_domain
     if head.priority is not None and not (isinstance(head.priority, int) and head.priority >= 0):
         raise BadRequest("`priority` is a whole number from 0 (interactive, the default) upwards (batch): nobody goes before all others",
                          param="priority")  # fmt: skip
-    # No address without a slash; a `\u` may spell any key, and looking for one byte costs a thirtieth of looking for two.
-    if endpoint.media_lists or (
-        (b"/" in body or b"\\" in body) and (b"url" in body or b"\\u" in body or b"input_audio" in body)
-    ):
+    if endpoint.media_lists or _may_name_media(body, head.model):
         _check_media(_whole(body), media_domains)
     options = head.stream_options
-    return Asked(endpoint, head.model, bool(head.stream), bool(options and options.include_usage), body)
+    return Asked(endpoint, head.model, bool(head.stream), bool(options and options.include_usage), body, head)
+
+
+def _may_name_media(body: bytes, model: str) -> bool:
+    """Whether an address may stand under a key for media: none has no slash, but that of `task/<name>` is none. A `\\u` may spell either.
+
+    Looking for one byte costs a thirtieth of looking for two.
+    """
+    is_spelled = b"\\" in body and b"\\u" in body
+    return is_spelled or (body.count(b"/") > model.count("/") and (b"url" in body or b"input_audio" in body))
 
 
 def _whole(body: bytes) -> dict[str, Any]:

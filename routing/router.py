@@ -14,6 +14,7 @@ import msgspec
 
 from routing import listing
 from routing.audit import Entry
+from routing.batch import check_sorted
 from routing.call import Call
 from routing.choose import Target
 from routing.detect import find
@@ -185,6 +186,8 @@ async def _stop(house: House, call: Call, finding: Finding) -> None:
 def choose(plan: Plan, call: Call, asked: Asked) -> list[Target]:
     """The targets in the order to try, and only those that policy, zone and dialect allow. Raises `Denied` and `NotFound`."""
     caller = call.caller
+    if caller.is_batch:
+        check_sorted(call.endpoint)
     call.about = About(caller.name, caller.team, caller.tasks, caller.models, call.task, call.data_class, call.endpoint.path,
                        asked.stream, risky_tools_in(asked.body, plan.policy.risky_tools))  # fmt: skip
     targets = plan.fleet.for_model(call.model) if call.model else plan.fleet.for_task(plan.site.tasks[call.task])
@@ -204,7 +207,11 @@ async def _forward(house: House, call: Call, targets: list[Target]) -> Reply:
         house.tracing.remember(call.request_id, call.headers[b"traceparent"])
     accounts = house.accounts_of(call.caller, call.task, call.run)
     if call.run is None:
-        return await house.plan.door.forward(call, targets, accounts)
+        reply = await house.plan.door.forward(call, targets, accounts)
+        task = house.plan.site.tasks.get(call.task)
+        if task is not None and task.sample is not None and reply.status == 200 and isinstance(reply.body, bytes):
+            house.samples.offer(task.sample, call, reply.head, reply.body, ladder=house.plan.policy.ladder, detectors=house.plan.detectors)
+        return reply
     try:
         with house.underway.waiting(call):
             reply = await house.plan.door.forward(call, targets, accounts)

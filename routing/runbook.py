@@ -136,6 +136,7 @@ class RunBook:
         self._version = version
         self.killed = {row.id: row.reason for row in rows.values() if row.state != "open"}
         self._classes = {row.id: row.data_class for row in rows.values()}
+        self._runs = {given: run for given, run in self._runs.items() if run.id in rows}  # others are in the database no longer
         for given, run in self._runs.items():
             deadline, raised = rows[run.id].deadline or math.inf, rows[run.id].raised
             if (deadline, raised) != (run.deadline, run.raised):

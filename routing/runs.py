@@ -68,6 +68,7 @@ class Stored(NamedTuple):
     fanout: int
     data_class: str = ""
     raised: int = 0
+    ended_at: float | None = None
 
 
 def read_new_run(body: bytes) -> NewRun:
@@ -164,14 +165,15 @@ def stop_run(engine: Engine, run_id: str, reason: str) -> list[str]:
     with changing(engine, "runs") as connection:
         _locked(connection, run_id)
         stopped: list[str] = []
-        for generation in _generations(connection, run_id):
+        for generation in generations(connection, run_id):
             still = RUNS.c.id.in_(generation), RUNS.c.state == "open"
             stopped += connection.execute(select(RUNS.c.id).where(*still)).scalars().all()
-            connection.execute(update(RUNS).where(*still).values(state="stopped", reason=reason[:200], stopped_by=run_id))
+            connection.execute(update(RUNS).where(*still).values(state="stopped", reason=reason[:200], stopped_by=run_id,
+                                                                   ended_at=time.time()))  # fmt: skip
     return stopped
 
 
-def _generations(connection: Connection, run_id: str) -> Iterator[list[str]]:
+def generations(connection: Connection, run_id: str) -> Iterator[list[str]]:
     """The run, its children, theirs, and so on. Each is read after the one above was dealt with, so that no new child slips through."""
     generation = [run_id]
     while generation:
@@ -195,7 +197,7 @@ def raise_run(engine: Engine, run_id: str, limits: Limits) -> Stored:
             changes["deadline"] = time.time() + limits.seconds
         changes |= {name: most for name in ("depth", "fanout") if (most := getattr(limits, name)) is not None}
         connection.execute(update(RUNS).where(RUNS.c.id == run_id).values(changes))
-        connection.execute(update(RUNS).where(RUNS.c.stopped_by == run_id).values(state="open", reason="", stopped_by=""))
+        connection.execute(update(RUNS).where(RUNS.c.stopped_by == run_id).values(state="open", reason="", stopped_by="", ended_at=None))
         set_budgets(connection, "run", run_id, merged.budgets())
         return Stored(*connection.execute(select(RUNS).where(RUNS.c.id == run_id)).one())
 
@@ -219,7 +221,7 @@ def lineage(connection: Connection, run_id: str) -> list[Stored]:
 def tree(engine: Engine, run_id: str) -> list[tuple[Stored, list[Spending]]]:
     """A run and all below it, each with its accounts as they stand, parents before children."""
     with engine.connect() as connection:
-        rows = [Stored(*row) for ids in _generations(connection, run_id) for row in
+        rows = [Stored(*row) for ids in generations(connection, run_id) for row in
                 connection.execute(select(RUNS).where(RUNS.c.id.in_(ids)).order_by(RUNS.c.created_at))]  # fmt: skip
         books = spending(connection, "run", [run.id for run in rows])
     return [(run, [one for one in books if one.key.scope == run.id]) for run in rows]

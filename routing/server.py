@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -21,6 +22,7 @@ from uvicorn.supervisors.multiprocess import Process
 
 from routing.config import ConfigError
 from routing.settings import Settings
+from routing.successor import Place
 
 log = logging.getLogger("inhouse.router")
 _SHUTDOWN_S = 30
@@ -53,17 +55,26 @@ class Supervisor(Multiprocess):
     """uvicorn's supervisor: a worker that dies or hangs is replaced. SIGHUP restarts nothing: all workers read their files again.
 
     uvicorn ends all workers when one can't start. At the first start so do we; once the router has settled, as where a wrong file is on
-    the disk, it is tried again and the others go on.
+    the disk, it is tried again and the others go on. SIGUSR2 starts a successor on our socket, which stops us once it is ready.
     """
 
     was_told_to_stop = False
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, place: Place) -> None:
         super().__init__(config, [config.bind_socket()])
+        self._place = place
+        self._is_in_place = False
+        self._successor: subprocess.Popen[bytes] | None = None
         self._settled_at = time.monotonic() + _SETTLED_S
         self._silent: dict[Process, int] = {}  # how often a worker that lives has not answered
 
     def keep_subprocess_alive(self) -> None:
+        if not self._is_in_place and all(process.is_ready(1) for process in self.processes):
+            self._is_in_place = True
+            self._place.take()
+        if self._successor is not None and self._successor.poll() is not None:
+            log.error("the successor did not start (%d), this router goes on; its reason is above", self._successor.returncode)
+            self._successor = None
         for i, process in enumerate(self.processes):
             if self.should_exit.is_set():
                 return
@@ -94,6 +105,12 @@ class Supervisor(Multiprocess):
         self.was_told_to_stop = True
         super().handle_term()
 
+    def handle_usr2(self) -> None:
+        if self._successor is not None:  # it has not come up, or we would have been stopped
+            self._successor.terminate()
+            self._successor.wait()
+        self._successor = self._place.hand_over(self.sockets[0].fileno())
+
     def handle_hup(self) -> None:
         for process in self.processes:
             if process.pid is not None:
@@ -101,7 +118,7 @@ class Supervisor(Multiprocess):
                     os.kill(process.pid, signal.SIGHUP)
 
 
-def run(settings: Settings) -> int:
+def run(settings: Settings, place: Place) -> int:
     """Runs the router until SIGTERM or SIGINT; the exit code, 1 where it can't start. Open streams get time to end."""
     os.environ.update(settings.environment())
     try:
@@ -109,13 +126,15 @@ def run(settings: Settings) -> int:
     except ConfigError as error:
         log.error("the router does not start: %s", error)
         return 1
-    _fresh_metrics(settings.home / "run" / "metrics")
+    if place.predecessor is None:
+        _fresh_metrics(settings.home / "run" / "metrics")
     config = Config(
-        "routing.server:lifespan", host=settings.host, port=settings.port, workers=settings.workers, http="routing.connection:Connection",
+        "routing.server:lifespan", host=settings.host, port=settings.port, fd=place.listener, workers=settings.workers,
+        http="routing.connection:Connection",
         ws="none", loop="uvloop", lifespan="on", interface="asgi3", proxy_headers=False, access_log=False, log_config=None,
         log_level="warning", backlog=4096, timeout_graceful_shutdown=_SHUTDOWN_S,
     )  # fmt: skip
-    supervisor = Supervisor(config)
+    supervisor = Supervisor(config, place)
     supervisor.run()
     return 0 if supervisor.was_told_to_stop else 1
 
@@ -133,4 +152,4 @@ def log_to_stderr() -> None:
 
 if __name__ == "__main__":
     log_to_stderr()
-    sys.exit(run(Settings.from_environment()))
+    sys.exit(run(Settings.from_environment(), Place.from_arguments(sys.argv[1:])))

@@ -30,7 +30,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 METADATA = MetaData()
-HEAD = "runs"  # the newest migration; a test compares it with the folder
+HEAD = "ends"  # the newest migration; a test compares it with the folder
 MIGRATIONS = Path(__file__).parent / "migrations"
 _LOCK = 7_220_415  # PostgreSQL's advisory lock while the schema is made
 _SERIAL = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows by itself in INTEGER keys alone
@@ -55,6 +55,7 @@ KEYS = Table(
     _text("default_class"),  # the data class of a request that declares none; empty: the lowest
     _text("max_class"),  # the highest data class that the caller may send; empty: the highest
     _text("limits", "[]"),  # JSON list of what the caller may use, as in ["1usd/day", "60calls/minute"]
+    Column("batch", Integer, nullable=False, server_default="0"),  # 1: served after interactive callers
 )
 
 TEAMS = Table(
@@ -143,6 +144,7 @@ RUNS = Table(
     Column("fanout", Integer, nullable=False),  # children that it may have
     Column("data_class", String, nullable=False),  # of a run without parent: the highest class seen in it and all below it
     Column("raised", Integer, nullable=False),  # how often a person has let it go on
+    Column("ended_at", Float),  # Unix seconds, where it was stopped
     Index("runs_parent", "parent"),
 )
 

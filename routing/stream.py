@@ -21,14 +21,17 @@ _ENDS: dict[Dialect, tuple[bytes, ...]] = {
 }
 
 
-_FINISH: dict[Dialect, bytes] = {
+_FINISH: dict[Dialect, bytes] = {  # with the tokens that were read, written, and both
     "openai": b'data: {"id":"","object":"chat.completion.chunk","created":0,"model":"","choices":[{"index":0,"delta":{},"text":"",'
-              b'"finish_reason":"length"}]}\n\ndata: [DONE]\n\n',
+              b'"finish_reason":"length"}]}\n\n%bdata: [DONE]\n\n',
     "anthropic": b'event: message_delta\ndata: {"type":"message_delta","delta":{"stop_reason":"max_tokens","stop_sequence":null},'
-                 b'"usage":{"output_tokens":0}}\n\nevent: message_stop\ndata: {"type":"message_stop"}\n\n',
+                 b'"usage":{"output_tokens":%(written)d}}\n\nevent: message_stop\ndata: {"type":"message_stop"}\n\n',
     "responses": b'event: response.incomplete\ndata: {"type":"response.incomplete","response":{"status":"incomplete",'
-                 b'"incomplete_details":{"reason":"max_output_tokens"}}}\n\n',
+                 b'"incomplete_details":{"reason":"max_output_tokens"},"usage":{"input_tokens":%(read)d,"output_tokens":%(written)d,'
+                 b'"total_tokens":%(both)d}}}\n\n',
 }  # fmt: skip
+_USAGE = (b'data: {"id":"","object":"chat.completion.chunk","created":0,"model":"","choices":[],"usage":{"prompt_tokens":%(read)d,'
+          b'"completion_tokens":%(written)d,"total_tokens":%(both)d}}\n\n')  # fmt: skip
 _Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]  # what is no count is not believed, and can't upset the ledger or a metric
 
 
@@ -115,10 +118,23 @@ class Tee:
         body = refusal.body(anthropic=self._dialect == "anthropic")
         return (b"\n\n" if self._half else b"") + (b"" if self._dialect == "openai" else b"event: error\n") + b"data: " + body + b"\n\n"
 
-    def finish(self) -> bytes:
-        """The events that end the stream properly, as if the model had stopped by itself for its length. A half event is dropped."""
+    def finish(self, prompt_tokens: int) -> bytes:
+        """The events that end the stream properly, as if the model had stopped by itself for its length. A half event is dropped.
+
+        They say what was counted; `prompt_tokens` is what the prompt counts where the model has not told.
+        """
         self._carry = b""
-        return _FINISH[self._dialect]
+        read, written = self.tokens.prompt, self.written
+        counted = {b"read": prompt_tokens if read is None else read, b"written": written}
+        counted[b"both"] = sum(counted.values())
+        if self._dialect == "openai":
+            return _FINISH["openai"] % (b"" if self._strip_usage else _USAGE % counted)
+        return _FINISH[self._dialect] % counted
+
+    @property
+    def written(self) -> int:
+        """The tokens of the answer so far, as far as they are known: each event counts as one where the model has said less."""
+        return max(self.tokens.completion or 0, self.events)
 
     def _complete(self, data: bytes) -> int:
         end = max(data.rfind(b"\n\n") + 2 if b"\n\n" in data else 0, data.rfind(b"\r\n\r\n") + 4 if b"\r\n\r\n" in data else 0)

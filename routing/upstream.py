@@ -6,6 +6,7 @@ content or keep cookies. What to send where, and whether it may be sent at all, 
 """
 
 import asyncio
+import socket
 import ssl
 import time
 from collections import deque
@@ -17,6 +18,10 @@ import httptools
 _PAUSE_AT = 1 << 18  # bytes read ahead of a slow caller before the socket is paused: a few thousand SSE chunks
 _KEEP_IDLE_S = 20.0  # below the 75 s of uvicorn's and HAProxy's usual keep-alive, so that we close first
 _MAX_HEADER_BYTES = 1 << 16
+# A machine without power says nothing: its connections end 25 s later, however long a model on a living one may think.
+_PROBES = ((socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1), (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10),
+           (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5), (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+           (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 25_000))  # fmt: skip
 
 
 class UpstreamError(Exception):
@@ -340,9 +345,11 @@ class Pool:
             self._tls = ssl.create_default_context()
         try:
             async with asyncio.timeout(timeout_s):
-                _, answer = await self.loop.create_connection(
+                transport, answer = await self.loop.create_connection(
                     lambda: Answer(self, origin), origin.host, origin.port, ssl=self._tls if origin.tls else None
                 )
+                for option in _PROBES:
+                    transport.get_extra_info("socket").setsockopt(*option)
                 return answer
         except TimeoutError as error:
             raise UpstreamError("connect_timeout", sent=False) from error

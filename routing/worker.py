@@ -19,14 +19,16 @@ from sqlalchemy.exc import SQLAlchemyError
 from routing import router
 from routing.choose import Target
 from routing.config import ConfigError, Limits
-from routing.errors import Refusal
+from routing.errors import Refusal, Unauthorized
 from routing.forward import Reply
 from routing.metrics import exposition
 from routing.pace import hasty_runs, paces
 from routing.plan import open_house
 from routing.providers import stale_prices
+from routing.prune import prune_runs
 from routing.router import Request
 from routing.settings import Settings
+from routing.strangers import Strangers
 from routing.tasks import report_lines
 from routing.tracing import Tracing, is_on
 from routing.upstream import Origin, Pool, Timeouts, UpstreamError
@@ -36,6 +38,7 @@ _TICK_S = 0.25
 _HEALTH_EVERY_S = 1.0
 _PACES_EVERY_S = 15.0
 _EVIDENCE_EVERY_S = 5.0
+_PRUNE_EVERY_S = 3600.0
 _PACES_OVER_S = 7 * 86400.0
 _HEALTH_TIMEOUTS = Timeouts(1.0, 5.0, 5.0, 5.0)
 
@@ -64,6 +67,7 @@ class Worker:
         self._pool = Pool()
         self._house, self._planner = open_house(settings, self._pool, Tracing() if is_on() else None)
         self._metrics = self._house.metrics
+        self._strangers = Strangers(self._house.audit.append)
         self._reload = asyncio.Event()
         self._background: list[asyncio.Task[None]] = []
 
@@ -81,7 +85,7 @@ class Worker:
         await self._check_health()
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload.set)
         jobs = (self._pool.sweep(), self._tick(), self._learn(), self._watch_health(), self._watch_tokens(), self._watch_paces(),
-                self._watch_files(), self._watch_evidence())  # fmt: skip
+                self._watch_files(), self._watch_evidence(), self._prune())  # fmt: skip
         self._background = [asyncio.create_task(job) for job in jobs]
         gc.collect()
         gc.freeze()  # what lives as long as the worker is not looked at again
@@ -100,6 +104,8 @@ class Worker:
         await asyncio.gather(*self._background, return_exceptions=True)
         self._pool.close()
         await self._house.purse.close()
+        self._strangers.tell(time.time(), at_once=True)
+        await asyncio.to_thread(self._house.samples.close)
         await asyncio.to_thread(self._house.ledger.close)
         await asyncio.to_thread(self._house.audit.close)
         if self._house.tracing is not None:
@@ -112,6 +118,8 @@ class Worker:
                 return Reply(200, b"content-type: text/plain; version=0.0.4\r\n", await asyncio.to_thread(exposition))
             return await router.answer(self._house, request)
         except Refusal as refusal:
+            if isinstance(refusal, Unauthorized):
+                self._strangers.saw(refusal)
             return refused(refusal, request.path, request.headers)
         except Exception:
             log.exception("a request to %s failed by our own fault", ascii(request.path[:80]))
@@ -130,6 +138,7 @@ class Worker:
         now = time.monotonic()
         for connection in tuple(self.connections):
             connection.look_after(now)
+        self._strangers.tell(time.time())
         self._metrics.in_flight.set(sum(connection.is_answering for connection in self.connections))
 
     async def _learn(self) -> None:
@@ -154,6 +163,17 @@ class Worker:
                 self._house.hasty = await asyncio.to_thread(hasty_runs, self._house.engine, known, now - 600)
             except SQLAlchemyError as error:
                 log.warning("the ledger can't be read for the pace of runs (%s)", type(error).__name__)
+
+    async def _prune(self) -> None:
+        """Forgets runs that ended long ago."""
+        while True:
+            before = time.time() - self._house.plan.site.routes.keep_runs_days * 86400
+            try:
+                if pruned := await asyncio.to_thread(prune_runs, self._house.engine, before):
+                    log.info("%d runs that ended long ago are forgotten; the ledger keeps what they cost", pruned)
+            except SQLAlchemyError as error:
+                log.warning("old runs can't be pruned (%s)", type(error).__name__)
+            await asyncio.sleep(_PRUNE_EVERY_S)
 
     async def _watch_files(self) -> None:
         """Takes in changed files, and all of them on SIGHUP."""

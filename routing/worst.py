@@ -3,12 +3,12 @@
 What is not understood counts as the model's whole context: a call is never reserved for less than it can use.
 """
 
-import re
 from typing import Any, NamedTuple
 
 import msgspec
 
 from routing.prices import prompt_bound
+from routing.request import Asked
 
 _WRITES = {  # what limits an answer's length, by path; every path that is not here writes nothing
     "/v1/chat/completions": ("max_completion_tokens", "max_tokens"),
@@ -19,21 +19,16 @@ _WRITES = {  # what limits an answer's length, by path; every path that is not h
     "/v1/audio/transcriptions": (),
     "/v1/audio/translations": (),
 }
-_LIST = re.compile(rb"\s*\[\s*(.)", re.DOTALL)
+_SEVERAL = frozenset(("/v1/completions", "/v1/chat/completions/batch"))  # the paths that take more than one prompt
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
-class _Head(msgspec.Struct):
-    max_tokens: Any = None
-    max_completion_tokens: Any = None
-    max_output_tokens: Any = None
-    n: Any = None
-    best_of: Any = None
-    prompt: msgspec.Raw = msgspec.Raw(b"null")
-    messages: msgspec.Raw = msgspec.Raw(b"null")
+class _Prompts(msgspec.Struct):
+    prompt: Any = None
+    messages: Any = None
 
 
-_decode_head = msgspec.json.Decoder(_Head).decode
+_decode_prompts = msgspec.json.Decoder(_Prompts).decode
 
 
 class Worst(NamedTuple):
@@ -49,19 +44,23 @@ def writes(path: str) -> bool:
     return path in _WRITES
 
 
-def worst_of(path: str, body: bytes, context: int) -> Worst:
-    """The worst case of a body that was read as JSON before. `context` is the model's `max_model_len`."""
+def worst_of(asked: Asked, context: int) -> Worst:
+    """The worst case of a request. `context` is the model's `max_model_len`."""
+    path, body = asked.endpoint.path, asked.body
     names = _WRITES.get(path)
-    if body[:1] != b"{" and not body.lstrip().startswith(b"{"):  # a form, with sound in it
+    if asked.endpoint.form:  # with sound in it
         return Worst(context, context if names is not None else 0)
     prompt_tokens = prompt_bound(body)
     if names is None:
         return Worst(prompt_tokens, 0)
-    head = _decode_head(body)
-    inputs = max(_inputs(head.prompt, of_lists=False), _inputs(head.messages, of_lists=True))
-    given = [min(context, _whole(value, context)) for name in names if (value := getattr(head, name)) is not None]
-    return Worst(min(prompt_tokens, inputs * context), max(given, default=context),  # which of two names holds differs between engines
-                 inputs * max(_whole(head.n, 1), _whole(head.best_of, 1)))  # fmt: skip
+    head = asked.head
+    most = 0
+    for name in names:  # which of two names holds differs between engines
+        if (given := getattr(head, name)) is not None:
+            most = max(most, _whole(given, context))
+    answers = 1 if head.n is None and head.best_of is None else max(_whole(head.n, 1), _whole(head.best_of, 1))
+    inputs = _inputs(body) if path in _SEVERAL else 1
+    return Worst(min(prompt_tokens, inputs * context), min(most, context) or context, inputs * answers)
 
 
 def _whole(value: Any, otherwise: int) -> int:
@@ -73,14 +72,14 @@ def _whole(value: Any, otherwise: int) -> int:
     return max(1, number)
 
 
-def _inputs(raw: msgspec.Raw, *, of_lists: bool) -> int:
-    """How many prompts a field holds: a list of texts or of lists is as many, a list of token ids or of messages is one."""
-    start = _LIST.match(raw)
-    if start is None or start[1] not in ((b"[",) if of_lists else (b'"', b"[")):
-        return 1
-    items = msgspec.json.decode(raw)
-    several = isinstance(items[0], list) or (isinstance(items[0], str) and not of_lists) if items else False
-    return len(items) if several else 1
+def _inputs(body: bytes) -> int:
+    """How many prompts a body holds: a list of texts, of token ids' lists or of conversations is as many, all else is one."""
+    found = _decode_prompts(body)
+    return max(_several(found.prompt, (str, list)), _several(found.messages, (list,)))
+
+
+def _several(given: Any, kinds: tuple[type, ...]) -> int:
+    return len(given) if isinstance(given, list) and given and isinstance(given[0], kinds) else 1
 
 
 def lowered(path: str, body: bytes, max_tokens: int) -> bytes:

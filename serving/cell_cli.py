@@ -5,12 +5,13 @@ from pathlib import Path
 
 import click
 
-from serving.cell import DASHBOARD_PORT, GCS_PORT, HTTP_PORT, Member, become_ray, client_environment
+from serving.cell import DASHBOARD_PORT, GCS_PORT, HTTP_PORT, IN_USE, Member, become_ray, client_environment
 from serving.cli import catalog_option, home_option
-from serving.serve_api import ServeApi, ServeUnreachableError
+from serving.serve_api import ServeApi, ServeRefusedError, ServeUnreachableError
 
 _FOLDER = click.Path(path_type=Path)
-_TOKEN = click.option("--token", default="/etc/inhouse/ray-token", show_default=True, type=_FOLDER, help="The file with the cell's token.")
+_TOKEN = click.option("--token", default=f"/var/lib/inhouse/cell/{IN_USE}", show_default=True, type=_FOLDER,
+                      help="The file with the token that the running cell takes.")
 _TLS = click.option("--tls", default="/etc/inhouse/tls", show_default=True, type=_FOLDER, help="The folder of ca.crt, node.crt, node.key.")
 _PATIENCE_S = 180.0  # a head's REST API answers 6 s after its start on two idle cores; this is for a machine under load
 
@@ -25,7 +26,7 @@ def cell() -> None:
 @click.option("--head", required=True, metavar="IP", help="The head's address; this machine is the head where it is --ip.")
 @click.option("--folder", default="/var/lib/inhouse/cell", show_default=True, type=_FOLDER, help="Ray's logs and sockets, private.")
 @click.option("--cpus", type=click.IntRange(0), help="CPUs that models may ask for. Without it: all.")
-@_TOKEN
+@click.option("--token", default="/etc/inhouse/ray-token", show_default=True, type=_FOLDER, help="The file with the cell's token.")
 @_TLS
 def start(ip: str, head: str, folder: Path, cpus: int | None, token: Path, tls: Path) -> None:
     """Become this machine's Ray, in the foreground.
@@ -56,11 +57,11 @@ def deploy(catalog_path: Path, home: Path, token: Path) -> None:
     from serving.local import user_errors
 
     with user_errors():
-        catalog, api = read_catalog(catalog_path), _api(token)
+        catalog = read_catalog(catalog_path)
         deadline = time.monotonic() + _PATIENCE_S
-        while not _is_up(api) and time.monotonic() < deadline:
+        while not _is_up(token) and time.monotonic() < deadline:
             time.sleep(1)
-        steps = make_so(catalog, api, home=home.absolute(), catalog_folder=catalog_path.parent, http_port=HTTP_PORT,
+        steps = make_so(catalog, _api(token), home=home.absolute(), catalog_folder=catalog_path.parent, http_port=HTTP_PORT,
                         host="0.0.0.0")  # noqa: S104 (the firewall opens it to the routers alone)
         for told in steps:
             click.echo(f"{told.seconds:6.1f} s  {told.phase:<9} {f'{told.model}: ' if told.model else ''}{told.detail}")
@@ -114,9 +115,10 @@ def _api(token: Path) -> ServeApi:
         raise click.ClickException(f"can't read the cell's token {token}: {error.strerror}; run as root or the cell's user") from error
 
 
-def _is_up(api: ServeApi) -> bool:
+def _is_up(token: Path) -> bool:
+    """Whether the cell answers. Its start writes the token, so that there may be none yet, or that of the start before."""
     try:
-        api.details()
-    except ServeUnreachableError:
+        _api(token).details()
+    except (click.ClickException, ServeRefusedError, ServeUnreachableError):
         return False
     return True

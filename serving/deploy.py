@@ -6,10 +6,10 @@ what a running engine can't change: its settings and the identity of its files. 
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from serving import manifest
 from serving.catalog import Catalog, Model
@@ -23,6 +23,7 @@ DEPLOYMENT = "Model"
 DRAIN_S = 600
 _POLL_S = 0.3
 _PATIENCE_S = 60.0  # how long the REST API may be silent while models load: importing takes all cores
+T = TypeVar("T")
 
 
 class DeployError(Exception):
@@ -39,7 +40,7 @@ def deploy(catalog: Catalog, api: ServeApi, *, home: Path, catalog_folder: Path,
     began = time.monotonic()
     config = serve_config(catalog, home=home, catalog_folder=catalog_folder, http_port=http_port, host=host)
     _forget_failed(api, config)
-    api.deploy(config)
+    _patiently(lambda: api.deploy(config))
     yield Progress(phase="accepted", detail=f"{len(catalog.models)} models", seconds=time.monotonic() - began)
     told: dict[str, tuple[str, str]] = {}
     while any(phase != "running" for phase, _ in told.values()) or not told:
@@ -66,17 +67,24 @@ def _forget_failed(api: ServeApi, config: dict[str, Any]) -> None:
     failed = {name for name, application in _applications(api).items() if application["status"] == "DEPLOY_FAILED"
               and not any(one.get("replicas") for one in application.get("deployments", {}).values())}
     if failed:
-        api.deploy(config | {"applications": [one for one in config["applications"] if one["name"] not in failed]})
+        rest = config | {"applications": [one for one in config["applications"] if one["name"] not in failed]}
+        _patiently(lambda: api.deploy(rest))
     while failed & _applications(api).keys():
         time.sleep(_POLL_S)
 
 
 def _applications(api: ServeApi) -> Mapping[str, Any]:
-    """What Serve knows; silence is borne for a while."""
+    """What Serve knows."""
+    return dict(_patiently(api.details)["applications"])
+
+
+def _patiently(call: Callable[[], T]) -> T:
+    """What a call to the REST API gives. Silence and a 500, which a starting Serve gives on a busy machine, are borne for a while: to say
+    what is wanted twice changes nothing."""
     deadline = time.monotonic() + _PATIENCE_S
     while True:
         try:
-            return dict(api.details()["applications"])
+            return call()
         except ServeUnreachableError:
             if time.monotonic() > deadline:
                 raise

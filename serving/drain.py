@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from serving.deploy import DRAIN_S
 from serving.serve_api import ServeApi, ServeRefusedError, ServeUnreachableError
 
 
@@ -21,7 +22,7 @@ def drain(api: ServeApi, ip: str, *, gcs: str, environment: Mapping[str, str], t
           tell: Callable[[str], None] = lambda _: None) -> None:
     """Returns when no replica is left on the machine with this address. Raises `DrainError` when Ray refuses or time is up.
 
-    A model with no room elsewhere keeps its replica here until the deadline, which Ray is told: it ends the work then.
+    A model with no room elsewhere keeps its replica here until then; Serve then lets its requests end and stops it all the same.
     """
     try:
         nodes = node_ids(api.details(), ip)
@@ -68,12 +69,18 @@ def _replicas(details: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]
             for deployment in application.get("deployments", {}).values() for replica in deployment.get("replicas", ())]
 
 
+def command(node: str, gcs: str, timeout_s: float) -> list[str]:
+    """Ray's own command, whose client speaks the cell's TLS and token. Serve stops a replica its `DRAIN_S` before Ray's deadline, whether
+    another has started or not: that moment is `timeout_s` from now.
+    """
+    return [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", gcs, "--node-id", node,
+            "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "taken out by an administrator",
+            "--deadline-remaining-seconds", str(int(timeout_s) + DRAIN_S)]
+
+
 def _ask(node: str, gcs: str, environment: Mapping[str, str], timeout_s: float) -> None:
-    """Ray's own command: its client speaks the cell's TLS and token."""
-    command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", gcs, "--node-id", node,
-               "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "taken out by an administrator",
-               "--deadline-remaining-seconds", str(int(timeout_s))]
-    said = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment}, timeout=120)
+    said = subprocess.run(command(node, gcs, timeout_s), capture_output=True, text=True, check=False, timeout=120,
+                          env={**os.environ, **environment})
     if said.returncode:
         lines = [line for line in (said.stderr + said.stdout).splitlines() if line.strip()]
         raise DrainError(f"Ray did not drain {node[:12]}: {lines[-1] if lines else 'it said nothing'}")

@@ -95,6 +95,21 @@ def classify(*, as_json: bool, out: Path | None, **files: Path | None) -> None:
 
 
 @bench.command()
+@click.option("--body-bytes", default=1024, show_default=True, type=click.IntRange(256), help="Size of the request's body.")
+@_common
+def features(*, as_json: bool, out: Path | None, body_bytes: int) -> None:
+    """What each thing that the router does for a request costs by itself: key, detectors, policy, budgets, ledger, audit, metrics.
+
+    \b
+    Example:
+      inhouse bench features --body-bytes 4096
+    """
+    from routing.bench import feature_bench
+
+    _deliver(lambda say: feature_bench.run(say, body_bytes=body_bytes), as_json=as_json, out=out)
+
+
+@bench.command()
 @click.option("--url", required=True, help="Base URL of what is measured, such as the router's.")
 @click.option("--model", required=True, help="The model (or task/NAME) to ask there.")
 @click.option("--key", default="", envvar="INHOUSE_KEY", help="The API key to use there (INHOUSE_KEY).")

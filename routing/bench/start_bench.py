@@ -39,7 +39,8 @@ def _once(model: str, timeout_s: float) -> tuple[float, float, list[str]]:
     with TemporaryDirectory(prefix="inhouse-bench-", ignore_cleanup_errors=True) as folder:
         home, port = Path(folder) / "home", free_port()
         env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-        env |= {"INHOUSE_HOME": str(home), "INHOUSE_PORT": str(port), "INHOUSE_MODELS_PORT": str(free_port()), "SPT_NOENV": "1"}
+        env |= {"INHOUSE_HOME": str(home), "INHOUSE_PORT": str(port), "INHOUSE_MODELS_PORT": str(free_port()), "SPT_NOENV": "1",
+                "INHOUSE_MLFLOW_PORT": str(free_port())}  # fmt: skip
         inhouse = [sys.executable, "-m", "inhouse"]
         log = Path(folder) / "up.log"
         began = time.monotonic()

@@ -97,7 +97,8 @@ def compared(tmp_path, keep_run):
         return done, heard
 
     keep_run(tmp_path, "old", [float(at % 15 != 0) for at in range(150)])
-    keep_run(tmp_path, "new", [1.0] * 149 + ["failed"])
+    served = {"repo": "ours/new", "revision": "c0ffee", "engine": {"quantization": "fp8"}}
+    keep_run(tmp_path, "new", [1.0] * 149 + ["failed"], served=served)
     return made
 
 
@@ -138,6 +139,7 @@ def _check_children(client, experiment, parent):
     data = [{"dataset_name": "extraction", "dataset_digest": "d" * 32}]  # over HTTP a name alone finds nothing (MLflow 3.17.2)
     models = client.search_logged_models([experiment], "metrics.effective_success > 0.95", datasets=data)
     assert [model.params["digest"] for model in models] == ["sha256:new"]
+    assert [models[0].params[name] for name in ("repo", "revision", "engine")] == ["ours/new", "c0ffee", '{"quantization": "fp8"}']
     assert str(models[0].status) == "READY"
 
 

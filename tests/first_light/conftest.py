@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -15,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from routing.config import SHIPPED
+
 
 @dataclass(frozen=True)
 class House:
@@ -23,11 +26,17 @@ class House:
     home: Path
     port: int
     models_port: int
+    mlflow_port: int
     said: str
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def routes(self) -> Path:
+        """Its own copy of the shipped routes."""
+        return self.home / "routes.yaml"
 
     @property
     def key(self) -> str:
@@ -41,7 +50,8 @@ class House:
     def environment(self) -> dict[str, str]:
         bin_folder = str(Path(sys.executable).parent)
         return {**os.environ, "PATH": f"{bin_folder}:{os.environ['PATH']}", "INHOUSE_HOME": str(self.home), "INHOUSE_PORT": str(self.port),
-                "INHOUSE_MODELS_PORT": str(self.models_port), "INHOUSE_WORKERS": "2"}  # fmt: skip
+                "INHOUSE_MODELS_PORT": str(self.models_port), "INHOUSE_MLFLOW_PORT": str(self.mlflow_port), "INHOUSE_WORKERS": "2",
+                "INHOUSE_ROUTES": str(self.routes)}  # fmt: skip
 
     def rows(self, sql: str) -> list[tuple[Any, ...]]:
         """Rows of the ledger."""
@@ -78,10 +88,11 @@ def free_port() -> int:
 @pytest.fixture(scope="session")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     """Two workers of the router, Ray and both demo models; started once for all tests that ask."""
-    unstarted = House(tmp_path_factory.mktemp("house"), free_port(), free_port(), "")
+    unstarted = House(tmp_path_factory.mktemp("house"), free_port(), free_port(), free_port(), "")
+    shutil.copy(SHIPPED, unstarted.routes)
     up = unstarted.command("up")
     assert up.returncode == 0, up.stdout + up.stderr
     try:
-        yield House(unstarted.home, unstarted.port, unstarted.models_port, up.stdout)
+        yield House(unstarted.home, unstarted.port, unstarted.models_port, unstarted.mlflow_port, up.stdout)
     finally:
         unstarted.command("down")

@@ -1,4 +1,4 @@
-"""One fleet of three real systemd machines for the tests marked `fleet`, provisioned over SSH with the shipped playbook."""
+"""Fleets of real systemd machines for the tests marked `fleet`, provisioned over SSH with the shipped playbook."""
 
 import importlib.util
 import json
@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -30,35 +31,44 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = kept
 
 
-def lab_module() -> ModuleType:
-    """`lab.py`; pytest's importlib mode leaves test folders off the path."""
-    spec = importlib.util.spec_from_file_location("lab", Path(__file__).parent / "lab.py")
+def beside(name: str) -> ModuleType:
+    """A module of this folder; pytest's importlib mode leaves test folders off the path."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["lab"] = module  # dataclasses look their module up
+    sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
 
 @pytest.fixture(scope="session")
 def lab_file() -> ModuleType:
-    """The same, for tests with a machine of their own."""
-    return lab_module()
+    """`lab.py`, for tests with a machine of their own."""
+    return beside("lab")
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """Three machines: node1 is head, router and data, the models run on node2 and node3."""
+    """Provisioned machines; node1 is head, router and data."""
 
     lab: Any
     inventory: Path
     folder: Path
 
-    def play(self, playbook: str, *arguments: str, succeeds: bool = True) -> str:
-        """What ansible-playbook prints; it must end as `succeeds` says."""
+    def with_groups(self, **groups: list[str]) -> None:
+        """Writes an administrator's hosts.yml, with what is the lab's own."""
+        lab = self.lab
+        variables = {"ansible_user": "root", "ansible_ssh_private_key_file": str(lab.key), "base_update_cache": False,
+                     "ansible_ssh_common_args": " ".join(lab.options()[2:]), "release_build": str(beside("lab").CACHE / "build"),
+                     "preflight_report": str(self.folder / "preflight.json")}
+        children = {group: {"hosts": {name: {"ansible_host": lab.address(name)} for name in names}} for group, names in groups.items()}
+        self.inventory.write_text(yaml.safe_dump({"all": {"vars": variables, "children": children}}))
+
+    def play(self, playbook: str, *arguments: str, succeeds: bool = True, tree: Path = ANSIBLE) -> str:
+        """What ansible-playbook prints, run from a checkout's `ansible`; it must end as `succeeds` says."""
         program = Path(sys.executable).parent / "ansible-playbook"
         said = subprocess.run([program, "-i", self.inventory, playbook, *arguments], capture_output=True, text=True, check=False,
-                              cwd=ANSIBLE, env={**os.environ, "ANSIBLE_NOCOLOR": "1"}, timeout=2400)
+                              cwd=tree, env={**os.environ, "ANSIBLE_NOCOLOR": "1"}, timeout=2400)
         assert (said.returncode == 0) == succeeds, said.stdout[-6000:] + said.stderr[-2000:]
         return said.stdout
 
@@ -81,6 +91,19 @@ class Fleet:
             with error:
                 return error.code, dict(error.headers)
 
+    def load(self, key: str) -> Any:
+        """Callers who go on asking inside a `with`; see `load.py`."""
+        return beside("load").Load(self.lab.address("node1"), key, self.lab.ssh("node1", "cat /etc/inhouse/ca.crt"))
+
+    def books(self, name: str = "node1") -> dict[str, str]:
+        """A digest of every row of keys, teams, budgets, runs and ledger in a machine's database, without what workers hold for now."""
+        rows = dict.fromkeys(("keys", "teams", "runs", "ledger"), "t.*") | {"accounts": "kind, scope, unit, every, most, spent, since"}
+        query = " UNION ALL ".join(
+            f"SELECT '{table}', count(*) || ' ' || md5(coalesce(string_agg(r::text, ',' ORDER BY r::text), '')) "
+            f"FROM (SELECT {columns} FROM {table} t) r" for table, columns in rows.items())
+        said = self.lab.ssh(name, f'cd /tmp && runuser -u postgres -- psql -XAtq -F = inhouse -c "{query}"')
+        return dict(line.split("=") for line in said.splitlines())
+
     def await_answer(self, key: str, patience_s: float = 600) -> float:
         """Seconds until a completion succeeds."""
         began = time.monotonic()
@@ -94,29 +117,45 @@ class Fleet:
             time.sleep(1)
 
 
-@pytest.fixture(scope="session")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """The provisioned fleet. Nodes have no way out: everything comes from the controller and the base image's package cache."""
-    lab_file = lab_module()
+@contextmanager
+def provisioned(folder: Path, groups: dict[str, list[str]]) -> Iterator[Fleet]:
+    """Machines booted and provisioned, which end with the block. They have no way out: everything comes from the controller and the base
+    image's package cache. INHOUSE_FLEET names a folder where they are kept instead, for the next run; `python tests/fleet/lab.py FOLDER`
+    ends those.
+    """
+    lab_file = beside("lab")
     if reason := lab_file.missing():
         pytest.fail(f"can't boot nodes here ({reason}); on Debian as root: apt install mmdebstrap systemd-container nftables iproute2")
-    folder = tmp_path_factory.mktemp("fleet")
+    kept = os.environ.get("INHOUSE_FLEET")
+    folder = Path(kept) / folder.name if kept else folder
     lab = lab_file.Lab(folder / "lab", lab_file.base_image(PACKAGES))
     try:
-        names = lab.up(3)
-        hosts = {name: {"ansible_host": lab.address(name)} for name in names}
-        variables = {"ansible_user": "root", "ansible_ssh_private_key_file": str(lab.key), "base_update_cache": False,
-                     "ansible_ssh_common_args": " ".join(lab.options()[2:]), "release_build": str(lab_file.CACHE / "build"),
-                     "preflight_report": str(folder / "preflight.json")}
-        groups = {"head": ["node1"], "router": ["node1"], "data": ["node1"], "gpu_nodes": ["node2", "node3"]}
-        children = {group: {"hosts": {name: hosts[name] for name in members}} for group, members in groups.items()}
-        inventory = folder / "hosts.yml"
-        inventory.write_text(yaml.safe_dump({"all": {"vars": variables, "children": children}}))
-        fleet = Fleet(lab, inventory, folder)
-        fleet.play("site.yml")
+        lab.up(len({name for names in groups.values() for name in names}))
+        fleet = Fleet(lab, folder / "hosts.yml", folder)
+        fleet.with_groups(**groups)
+        if not (folder / "provisioned").exists():
+            fleet.play("site.yml")
+            (folder / "provisioned").touch()
         yield fleet
     finally:
-        lab.down()
+        if not kept:
+            lab.down()
+
+
+@pytest.fixture(scope="session")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """Three machines: one cell with two workers."""
+    groups = {"head": ["node1"], "router": ["node1"], "data": ["node1"], "gpu_nodes": ["node2", "node3"]}
+    with provisioned(tmp_path_factory.mktemp("three", numbered=False), groups) as fleet:
+        yield fleet
+
+
+@pytest.fixture(scope="session")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """One machine that is everything."""
+    groups = {group: ["node1"] for group in ("head", "router", "data", "gpu_nodes")}
+    with provisioned(tmp_path_factory.mktemp("one", numbered=False), groups) as fleet:
+        yield fleet
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from serving import drain as draining
 from serving.cell import PORTS, Member, client_environment, command
+from serving.deploy import DRAIN_S
 from serving.drain import DrainError, drain, empty, node_ids, replicas
 from serving.serve_api import ServeApi
 
@@ -48,6 +50,12 @@ def test_a_machine_is_found_by_its_address():
     assert node_ids(DETAILS, "10.0.0.2") == ["n2", "n3"]
     assert replicas(DETAILS, "10.0.0.2") == ["a"]
     assert node_ids(DETAILS, "10.0.0.9") == replicas(DETAILS, "10.0.0.9") == []
+
+
+def test_a_drained_machine_keeps_its_models_until_others_have_started():
+    """Serve stops a replica so long before Ray's deadline as its requests may take: the deadline leaves the whole timeout before that."""
+    line = draining.command("n1", "10.0.0.1:6379", timeout_s=600)
+    assert int(line[line.index("--deadline-remaining-seconds") + 1]) - DRAIN_S == 600
 
 
 def test_a_head_that_is_away_is_said():

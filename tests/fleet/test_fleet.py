@@ -2,7 +2,6 @@
 
 import json
 import socket
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -77,48 +76,3 @@ def test_preflight_says_what_is_wrong_before_anything_changes(fleet):
     verdict = json.loads((fleet.folder / "preflight.json").read_text())
     assert not verdict["ok"] and len(verdict["failures"]) == 3 and "node1: has Python 3.11" in verdict["failures"][0]
     assert set(fleet.changed(said).values()) == {0}
-
-
-def test_a_drained_worker_costs_no_request(fleet, key):
-    """Its model starts elsewhere first: while `drain.yml` runs every request is answered; afterwards the worker comes back."""
-    ended, answers = threading.Event(), []
-
-    def asking():
-        while not ended.is_set():
-            answers.append(fleet.ask(key)[0])
-
-    thread = threading.Thread(target=asking)
-    thread.start()
-    try:
-        fleet.play("drain.yml", "-l", "node2")
-    finally:
-        ended.set()
-        thread.join()
-    assert set(answers) == {200}, answers
-    assert fleet.lab.ssh("node2", "systemctl is-active inhouse-cell", check=False).strip() == "inactive"
-    fleet.play("resume.yml", "-l", "node2")
-
-
-def test_a_lost_head_comes_back_with_its_models(fleet, key):
-    """One cell has a bounded outage: Ray's processes are killed on the head, the unit starts them and the models are deployed again."""
-    fleet.lab.ssh("node1", "systemctl kill --signal=KILL inhouse-cell")
-    print(f"answered again after {fleet.await_answer(key):.0f} s")
-
-
-def test_a_backup_brings_keys_back(fleet, key):
-    """A key made before the backup answers after everything was deleted and restored; one made after the backup does not."""
-    dumps = fleet.folder / "backups"
-    fleet.play("backup.yml", "-e", f"backup_folder={dumps}")
-    later = fleet.lab.ssh("node1", "inhouse keys create later").strip()
-    fleet.lab.ssh("node1", "cd /tmp && runuser -u postgres -- psql -q inhouse -c 'DELETE FROM keys'")
-    fleet.play("restore.yml", "-e", f"backup_file={next(dumps.glob('*.dump'))}")
-    fleet.await_answer(key)
-    assert fleet.ask(later)[0] == 401
-
-
-def test_reset_leaves_nothing_of_ours(fleet):
-    """The last test: a worker is a bare machine again, and the play refuses without the word."""
-    assert "if you mean it" in fleet.play("reset.yml", "-l", "node3", succeeds=False)
-    fleet.play("reset.yml", "-l", "node3", "-e", "reset=yes")
-    left = "ls -d /opt/inhouse /etc/inhouse /var/lib/inhouse /etc/systemd/system/*inhouse* 2>/dev/null; nft list tables; pgrep -l raylet"
-    assert fleet.lab.ssh("node3", left, check=False).strip() == ""

@@ -1,46 +1,17 @@
 """`make lab` as a real process, and the notebooks that it opens."""
 
 import json
-import os
 import re
-import shlex
-import subprocess
-import sys
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 import pytest
 
-from evals.notebook import FOLDER, anonymous, read
-from serving.sockets import free_ports, held_by, listeners
+from evals.notebook import FOLDER, anonymous, read, runs_of
+from serving.sockets import held_by, listeners
 
 SCRIPTS = sorted(FOLDER.glob("[0-9]*.py"))
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    """JupyterLab by the Makefile's own words, without a browser and with settings of its own: (pid, address, token)."""
-    folder = tmp_path_factory.mktemp("lab")
-    recipe = re.search(r"^lab:.*\n\t@\$\(BIN\)/(jupyter .+)$", (FOLDER.parent / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-    program, *words = shlex.split(recipe.group(1))
-    places = {f"JUPYTER_{name}_DIR": str(folder / name) for name in ("CONFIG", "RUNTIME", "DATA")}
-    env = {name: value for name, value in os.environ.items() if name != "JUPYTER_TOKEN"} | places | {"IPYTHONDIR": str(folder)}
-    words += ["--no-browser", "--port", str(free_ports(1)[0]), "--allow-root"]
-    log = folder / "log"
-    with log.open("w") as said:
-        process = subprocess.Popen([Path(sys.executable).parent / program, *words], cwd=FOLDER.parent, env=env, stdout=said, stderr=said)
-    try:
-        deadline = time.monotonic() + 240
-        while not (found := list((folder / "RUNTIME").glob("jpserver-*.json"))) or not found[0].read_text():
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-            time.sleep(0.1)
-        facts = json.loads(found[0].read_text())
-        yield process.pid, facts["url"], facts["token"]
-    finally:
-        process.terminate()
-        process.wait(60)
 
 
 def answer(lab, path, token=None):
@@ -92,6 +63,14 @@ def test_kept_outputs_are_of_the_script(script):
     assert outputs and not [one for one in outputs if one["output_type"] == "error" or one.get("name") == "stderr"]
     assert file.stat().st_size < 200_000
     assert not re.search(r"/(home|root|tmp|usr|Users)/", json.dumps(outputs))
+
+
+@pytest.mark.parametrize(("name", "n"), [("20_ask", 0), ("30_compare_with_hosted", 1), ("40_decide_routes", 2)])
+def test_a_notebook_says_which_mlflow_runs_it_made(name, n):
+    """They are found in the last cell of the executed notebook, which is kept with each of them."""
+    import nbformat
+
+    assert len(set(runs_of(nbformat.read(FOLDER / f"{name}.ipynb", 4)))) == n
 
 
 def test_an_output_that_names_this_machine_is_refused(tmp_path):

@@ -81,6 +81,8 @@ WRONG = [
     ("json_depth: 64", "json_depth: many", 13, "expected `int`"),
     ("confidence: 0.9", "confidence: 1.5", 15, "between 0 and 1"),
     ("confidence: 0.9", "confidence: .nan", 15, "between 0 and 1"),
+    ("auto:\n", "model_limits: [{model: alpha, each_caller: [60cals/minute]}]\nauto:\n", 14, "is not a budget"),
+    ("auto:\n", "model_limits: [{model: alfa, each_caller: [60calls/minute]}]\nauto:\n", 14, "is no model"),
     ("auto:\n", "limits:\n", 14, "written twice"),
     ("auto:\n", "auto: [\n", 15, "not valid YAML"),
 ]

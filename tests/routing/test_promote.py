@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import inhouse
-from evals.client import Endpoint, digest_at
+from evals.client import Endpoint, Identity, identity_at
 from evals.study import ask
 from evals.verdict import Verdict, write_verdict
 from routing.config import read_site
@@ -263,7 +263,7 @@ async def test_a_running_router_follows_a_promotion_and_names_stale_evidence(sta
         return any("the model has changed" in one for one in (await router.get("/readyz")).json["stale_evidence"])
 
     async def digest():
-        return await digest_at(f"http://127.0.0.1:{router.port}/v1", "beta", router.key)
+        return (await identity_at(f"http://127.0.0.1:{router.port}/v1", "beta", router.key)).digest
 
     await until(digest)
     await answers("alpha")
@@ -284,7 +284,7 @@ async def test_a_run_takes_the_digest_from_this_machines_router(start_router):
     router = start_router()
     house = under(router)
     async with asyncio.timeout(60):
-        while not await digest_at(f"http://127.0.0.1:{router.port}/v1", "beta", router.key):
+        while not (await identity_at(f"http://127.0.0.1:{router.port}/v1", "beta", router.key)).digest:
             await asyncio.sleep(0.05)
     places = {"INHOUSE_HOME": str(router.home), "INHOUSE_PORT": str(router.port), "INHOUSE_KEY": router.key}
     words = ["eval", "run", "extraction", "--limit", "2", "--model", "beta", "--onprem"]
@@ -295,8 +295,9 @@ async def test_a_run_takes_the_digest_from_this_machines_router(start_router):
     endpoint = Endpoint(f"http://127.0.0.1:{router.port}/v1", "beta", key=router.key, onprem=True)
     made = await asyncio.to_thread(ask, "extraction", endpoint, router.home / "notebook", limit=1)
     assert made.facts["model_digest"] == house.digest("beta")
-    assert await digest_at(f"http://127.0.0.1:{router.port}/v1", "nobody", router.key) == ""
-    assert await digest_at("http://127.0.0.1:9/v1", "beta", "") == ""
+    assert set(made.facts["served"]) == {"repo", "revision", "engine"}
+    assert await identity_at(f"http://127.0.0.1:{router.port}/v1", "nobody", router.key) == Identity()
+    assert await identity_at("http://127.0.0.1:9/v1", "beta", "") == Identity()
 
 
 def under(router):

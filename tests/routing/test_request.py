@@ -158,6 +158,19 @@ def test_the_last_of_two_equal_keys_counts_as_it_does_in_the_engine():
     assert read(b'{"mod\\u0065l":"a"}').model == "a"
 
 
+@pytest.mark.parametrize("body", [
+    '{"model" : "task/x", "messages": [{"role": "user", "content": "my \\"model\\": \\"task/x\\""}]}',
+    '{"messages": [{"role": "user", "content": "model", "model": "task/x"}], "model":"task/x"}',
+    '{"metadata": {"model": "task/x"}, "mod\\u0065l": "task/x"}',
+    '{"model": "a", "model": "task/x"}',
+    '{"stop": ["model", "task/x"], "model": "task/x"}',
+])  # fmt: skip
+def test_only_the_name_of_the_model_changes(body):
+    """Wherever else the word stands, and however the key is spelled: the last key of that name at the top is replaced, nothing else."""
+    found = json.loads(read(body.encode()).for_model("b"))
+    assert found == json.loads(body) | {"model": "b"}
+
+
 def test_a_named_model_gets_the_callers_own_bytes():
     """Where nothing must change nothing does, spaces and all."""
     body = b'{ "model" : "a",\n "temperature": 1.0, "messages":[ ] }'

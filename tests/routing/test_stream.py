@@ -196,3 +196,18 @@ def test_events_are_counted_for_an_estimate():
     data = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n' * 7
     for pieces in ([data], cut_at(data, range(0, len(data), 11))):
         assert through(pieces)[1].events == 7
+
+
+def test_a_stream_that_is_ended_says_what_was_counted():
+    """Each event counts as a token where the model has not said more; OpenAI's callers are told where they asked for it."""
+    word = b'data: {"choices":[{"index":0,"delta":{"content":"w"}}]}\n\n'
+    asked, silent = Tee("openai", strip_usage=False), Tee("openai", strip_usage=True)
+    for tee in (asked, silent):
+        tee.feed(word * 3)
+    end, told, done = asked.finish(1030).split(b"\n\n")[:3]
+    assert b'"finish_reason":"length"' in end and done == DONE.strip()
+    assert json.loads(told[6:])["usage"] == {"prompt_tokens": 1030, "completion_tokens": 3, "total_tokens": 1033}
+    assert b"usage" not in silent.finish(1030)
+    claude = Tee("anthropic", strip_usage=False)
+    claude.feed(b'event: message_delta\ndata: {"type":"message_delta","usage":{"output_tokens":9}}\n\n')
+    assert json.loads(claude.finish(7).split(b"\n")[1][6:])["usage"] == {"output_tokens": 9}

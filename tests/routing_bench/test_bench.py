@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from routing.bench import classify_bench, router_bench, serve_bench
+from routing.bench import classify_bench, feature_bench, router_bench, serve_bench
 from routing.bench.cli import bench
 from routing.bench.driver import Upstream, upstream
 from routing.bench.processes import BenchError, Cores
@@ -78,6 +78,12 @@ def test_the_classifier_is_timed(tmp_path: Path) -> None:
     assert all(times["p50"] > 0 for times in report.data["us"].values())
 
 
+def test_every_feature_is_timed_by_itself() -> None:
+    """The figures are of the router's own functions on a real home, and none is nothing."""
+    report = feature_bench.run(QUIET, body_bytes=2048)
+    assert len(report.data["us"]) == 11 and all(us["median"] > 0 for us in report.data["us"].values())
+
+
 def test_two_servers_are_compared(mock: Upstream) -> None:
     """Two sides that write what is asked are compared; both are the mock here, under two paths."""
     url = f"http://127.0.0.1:{mock.port}"
@@ -103,7 +109,7 @@ def test_a_server_that_is_not_there_is_one_line() -> None:
     assert "answers nothing" in result.output
 
 
-@pytest.mark.parametrize("command", ["router", "classify", "serve", "start"])
+@pytest.mark.parametrize("command", ["router", "classify", "features", "serve", "start"])
 def test_every_command_has_an_example(command: str) -> None:
     """--help ends with something to type."""
     result = CliRunner().invoke(bench, [command, "--help"])

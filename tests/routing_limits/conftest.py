@@ -129,7 +129,8 @@ def write_site() -> Callable[..., None]:
 def toll(request: pytest.FixtureRequest, start_router: Callable[..., Any]) -> Iterator[Any]:
     """A router of three workers over each kind of database, whose models cost 20 dollars a million tokens."""
     url = "" if request.param == "sqlite" else _database(request.getfixturevalue("postgresql"))
-    router = start_router(workers=3, database=url, price=PRICE)
+    each = {"model": "beta-adapter", "each_caller": ["4calls/minute", "3000tokens/hour", "1concurrent"]}
+    router = start_router(workers=3, database=url, price=PRICE, model_limits=[each])
     router.extra["place"] = Place(router.home, url)
     yield router
     router.stop()  # before its database

@@ -195,6 +195,34 @@ async def test_what_idles_returns_and_others_get_it(store, purse):
         assert connection.execute(select(ALLOTMENTS)).all() == []
 
 
+async def test_what_only_others_hold_is_told_apart_from_what_is_spent(store, purse):
+    """Where a call under way holds what is left, 402 says that it may come back and when to try; where it is spent, it says neither."""
+    other = Purse(store)
+    theirs = other.accounts("caller", "c", budgets_of(["0.1usd"]))
+    hold = await other.reserve(ask(theirs))
+    with pytest.raises(BudgetExceeded, match="may come back within seconds, from calls under way") as refusal:
+        await purse.reserve(ask(purse.accounts("caller", "c", budgets_of(["0.1usd"]))))
+    assert refusal.value.headers() == {"retry-after": "2"}
+    hold.settle(1, 9, exact=True)
+    other.tick(look=False)
+    await until(lambda: standing(store) == (100_000_000, 0))
+    with pytest.raises(BudgetExceeded) as refusal:
+        await purse.reserve(ask(purse.accounts("caller", "c", budgets_of(["0.1usd"]))))
+    assert refusal.value.headers() == {} and "come back" not in refusal.value.message
+    await other.close()
+
+
+def test_limits_of_each_caller_are_changed_together(store):
+    """A file's new limit for each caller of a model reaches the accounts that there are, of that model and unit alone."""
+    mine = [Key(books.BY_MODEL, scope, unit, "minute") for scope in ("m_1/ann", "m_1/oidc/bob", "mx1/ann", "m_1") for unit in
+            ("calls", "tokens")]  # fmt: skip
+    books.open_accounts(store, dict.fromkeys(mine, 5))
+    books.change(store, books.BY_MODEL, {"m_1": budgets_of(["7calls/minute"])})
+    with store.connect() as connection:
+        found = {one.key: one.most for one in books.spending(connection, books.BY_MODEL, {key.scope for key in mine})}
+    assert found == {key: 7 if key.scope.startswith("m_1/") and key.unit == "calls" else 5 for key in mine}
+
+
 async def test_a_dead_workers_holds_return_with_its_lease(store):
     """A worker that is gone without a word keeps its holds for the lease, not for ever; what it had recorded stays spent (AISVS C9.1.3)."""
     dead = Purse(store, lease_s=1.0)

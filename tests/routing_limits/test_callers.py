@@ -58,7 +58,7 @@ def test_a_key_says_who_calls_and_what_they_may_use(store, ring):
     key = keys.create(store, "ann", allowed=Allowed("finance", "internal", "pii", DAY))
     ring.refresh()
     caller = ring.identify(key.encode())
-    assert caller[5:] == ("finance", "internal", "pii", DAY, budgets_of(["100usd/month"]))
+    assert caller[5:-1] == ("finance", "internal", "pii", DAY, budgets_of(["100usd/month"]))
     assert limits(store) == {("caller", "ann", "nanousd"): 10**9, ("team", "finance", "nanousd"): 10**11}
 
 
@@ -69,16 +69,16 @@ def test_a_callers_keys_share_what_is_the_callers(store, ring):
     second = keys.create(store, "ann", tasks=["chat"], allowed=Allowed(max_class="pii"))
     ring.refresh()
     one, other = (ring.identify(key.encode()) for key in (first, second))
-    assert one[5:] == other[5:] == ("finance", "", "pii", DAY, ())
+    assert one[5:] == other[5:] == ("finance", "", "pii", DAY, (), False)
     assert other.tasks == {"chat"}
 
 
 def test_a_rotated_key_is_the_same_caller(store, ring):
     """A new key opens what the old one did and counts in the same books; the old one ends at once, or after the overlap."""
-    old = keys.create(store, "ann", tasks=["chat"], allowed=Allowed(limits=DAY))
+    old = keys.create(store, "ann", tasks=["chat"], is_batch=True, allowed=Allowed(limits=DAY))
     new = keys.rotate(store, old[:12])
     ring.refresh()
-    assert ring.identify(new.encode())[1:] == ("ann", {"chat"}, {"*"}, float("inf"), "", "", "", DAY, ())
+    assert ring.identify(new.encode())[1:] == ("ann", {"chat"}, {"*"}, float("inf"), "", "", "", DAY, (), True)
     with pytest.raises(Unauthorized):
         ring.identify(old.encode())
     newer = keys.rotate(store, new[:12], overlap_s=3600)
@@ -137,12 +137,17 @@ def test_the_commands_make_and_show_callers_and_teams(place):
     assert "no team `hr`" in _run("keys", "create", "ann", "--team", "hr", code=1)
     assert "is not a budget; write" in _run("keys", "create", "ann", "--budget", "1eur", code=2)
     key = _run("keys", "create", "ann", "--team", "finance", "--budget", "1usd/day", "--limit", "60calls/minute").strip()
-    _run("keys", "set", "ann", "--budget", "2usd/day", "--max-class", "pii")
+    assert "no data class `confidental`; did you mean `confidential`?" in _run("keys", "create", "eve", "--class", "confidental", code=2)
+    assert "no data class `pii`; known here: confidential" in _run("keys", "set", "ann", "--max-class", "pii", code=2)
+    _run("keys", "set", "ann", "--budget", "2usd/day", "--max-class", "confidential")
     assert "no caller `bob`" in _run("keys", "set", "bob", code=1)
     new = _run("keys", "rotate", key[:12]).strip()
+    assert "batch" not in _run("keys", "list")
     (old, row) = json.loads(_run("keys", "list", "--json"))
-    assert (row["id"], row["team"], row["limits"], row["max_class"]) == (new[:12], "finance", ["2usd/day"], "pii")
+    assert (row["id"], row["team"], row["limits"], row["max_class"]) == (new[:12], "finance", ["2usd/day"], "confidential")
     assert old["revoked_at"] and row["used"] == {"2usd/day": "0usd", "60calls/minute": "0calls"}
     assert "0usd of 2usd/day" in _run("keys", "list")
     assert "0usd of 100usd/month" in _run("teams", "list")
     assert "no key in force" in _run("keys", "rotate", key[:12], code=1)
+    night = _run("keys", "create", "ann", "--batch").strip()
+    assert [(row["id"], row["team"]) for row in json.loads(_run("keys", "list", "--json")) if row["batch"]] == [(night[:12], "finance")]

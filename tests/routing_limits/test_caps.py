@@ -83,10 +83,11 @@ def endless(say, dialect):
 @pytest.mark.parametrize("dialect", ["openai", "completions", "anthropic", "responses"])
 async def test_a_stream_that_ignores_its_cap_ends_as_if_by_itself(toll, make_caller, say, books, dialect):
     """A model that writes on past what was reserved: the SDKs see an answer that ended for its length, the model's work ends, and the
-    caller is charged what was reserved and no more."""
+    caller is charged what was reserved and no more. Where usage is told, it is what was counted."""
     name, client = await make_caller("1usd/day")
     url = f"http://127.0.0.1:{toll.port}"
     script = {"extra_body": {"script": endless(say, "openai" if dialect == "completions" else dialect)}}
+    counts = []
 
     def _openai():
         with openai.OpenAI(base_url=f"{url}/v1", api_key=client.key, max_retries=0) as sdk:
@@ -95,23 +96,29 @@ async def test_a_stream_that_ignores_its_cap_ends_as_if_by_itself(toll, make_cal
                 assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks).startswith("w0 w1 w2")
                 return chunks[-1].choices[0].finish_reason
             if dialect == "completions":
-                chunks = list(sdk.completions.create(model="alpha", prompt="hi", max_tokens=5, stream=True, **script))
-                return chunks[-1].choices[0].finish_reason
+                more = {"stream_options": {"include_usage": True}, **script}
+                *_, end, told = sdk.completions.create(model="alpha", prompt="hi", max_tokens=5, stream=True, **more)
+                assert not told.choices and told.usage.total_tokens == told.usage.prompt_tokens + told.usage.completion_tokens
+                counts.append(told.usage.completion_tokens)
+                return end.choices[0].finish_reason
             last = list(sdk.responses.create(model="alpha", input="hi", max_output_tokens=5, stream=True, **script))[-1]
+            counts.append(last.response.usage.output_tokens)
             return last.type, last.response.incomplete_details.reason
 
     def _anthropic():
         with (anthropic.Anthropic(base_url=url, api_key=client.key, max_retries=0) as sdk,
               sdk.messages.stream(model="alpha", messages=HELLO, max_tokens=5, **script) as stream):  # fmt: skip
             assert "".join(stream.text_stream).startswith("w w w")
+            counts.append(stream.get_final_message().usage.output_tokens)
             return stream.get_final_message().stop_reason
 
     ended = await asyncio.to_thread(_anthropic if dialect == "anthropic" else _openai)
     assert ended == {"anthropic": "max_tokens", "responses": ("response.incomplete", "max_output_tokens")}.get(dialect, "length")
     (row,) = await until_row(toll, name)
     assert (row["status"], row["error"]) == (200, "over_budget")
+    assert counts == [row["completion_tokens"]] * (dialect != "openai"), "callers who are told are told what the ledger has"
     used = row["cost_nanousd"] // TOKEN
-    assert 20 < used < 60 if dialect == "anthropic" else 1024 + 5 < used < 40_000  # Anthropic's begins with the prompt's true count
+    assert 20 < used < 70 if dialect == "anthropic" else 1024 + 5 < used < 40_000  # Anthropic's begins with the prompt's true count
     assert await spent(books, name, row["cost_nanousd"])
 
 

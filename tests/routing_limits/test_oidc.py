@@ -89,7 +89,7 @@ class Clock:
 
 def config(jwks, **more):
     """The shipped shape: a group opens the task of a team."""
-    grants = (Grant(claim="groups", value="ml", team="ml", tasks=("extraction",), max_class="internal", budgets=("1usd/day",)),
+    grants = (Grant(claim="groups", value="ml", team="ml", tasks=("extraction",), max_class="internal", budgets=("1usd/day",), batch=True),
               Grant(claim="realm.roles", value="admin", tasks=("*",), models=("*",)))  # fmt: skip
     return Oidc(**{"issuer": ISSUER, "audience": "inhouse", "jwks": jwks, "grants": grants, **more})
 
@@ -110,7 +110,7 @@ async def test_a_true_token_is_a_caller(tokens, kid):
     """RSA and EC: named by the claim, with what the first grant that fits opens, until it ends."""
     assert is_token(token(kid))
     caller = await tokens.identify(token(kid))
-    assert (caller.name, caller.team, caller.max_class) == ("oidc/ann", "ml", "internal")
+    assert (caller.name, caller.team, caller.max_class, caller.is_batch) == ("oidc/ann", "ml", "internal", True)
     assert [str(limit) for limit in caller.limits] == ["1usd/day"]
     assert (caller.tasks, caller.models) == ({"extraction"}, set())
     assert time.time() + 250 < caller.expires_at < time.time() + 340

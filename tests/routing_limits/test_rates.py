@@ -54,6 +54,37 @@ async def test_calls_at_once(make_caller, upstream, chat, say):
     open_ones[1].close()
 
 
+async def test_each_caller_has_a_rate_with_a_model(make_caller, upstream, chat, books):
+    """Of six calls one after another four pass and two are 429 with the time to wait; another caller, and the same caller with another
+    model, are not touched."""
+    (name, client), (other, beside) = await make_caller("1usd/day"), await make_caller()
+    statuses = [(await client.ask(chat(model="beta-adapter", max_tokens=5))).status for _ in range(4)]
+    assert statuses == [200] * 4
+    asked = chat(model="beta-adapter", max_tokens=5)
+    got = await client.ask(asked)
+    assert got.status == 429 and 1 <= int(got.headers["retry-after"]) <= 60 and asked["tag"] not in upstream.seen
+    assert f"caller `{name}` with model `beta-adapter` may use 4calls/minute" in got.error["message"]
+    assert (await client.ask(chat(model="beta", max_tokens=5))).status == 200
+    assert (await beside.ask(chat(model="beta-adapter", max_tokens=5))).status == 200
+    assert [most for _, _, most in await asyncio.to_thread(books, "caller_model", f"beta-adapter/{other}", "calls")] == [4]
+
+
+async def test_each_caller_has_tokens_and_places_with_a_model(make_caller, upstream, chat, say):
+    """One call at a time of a caller with the model, while others' go on; its tokens of the hour end with 402, which names both."""
+    (_, client), (_, beside) = await make_caller(), await make_caller()
+    slow = chat([["hang"]], model="beta-adapter", max_tokens=5)
+    with client.open(slow):
+        await asyncio.to_thread(upstream.got, slow["tag"])
+        got = await client.ask(chat(model="beta-adapter", max_tokens=5))
+        assert got.status == 429 and "1 calls at once" in got.error["message"] and int(got.headers["retry-after"]) >= 1
+        assert (await beside.ask(chat(model="beta-adapter", max_tokens=5))).status == 200
+    large = say.answer({"choices": [], "usage": {"prompt_tokens": 1000, "completion_tokens": 1500}})
+    got = await beside.ask(chat(large, model="beta-adapter", max_tokens=1500))
+    assert got.status == 200
+    got = await beside.ask(chat(model="beta-adapter", max_tokens=5))
+    assert got.status == 402 and "with model `beta-adapter` is 3000tokens/hour" in got.error["message"]
+
+
 async def test_batch_work_may_stand_back_and_nobody_may_push_in(make_caller, upstream, chat):
     """vLLM's `priority` reaches the engine as it is, where more is later; below 0, or spelled so that only engines read it, it is 400."""
     _, client = await make_caller("1usd/day")

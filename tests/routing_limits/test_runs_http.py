@@ -75,8 +75,8 @@ async def test_a_run_is_worth_nothing_to_another(client, make_caller, chat, upst
 
 @pytest.mark.parametrize("dialect", ["chat/completions", "messages"])
 async def test_the_kill_ends_all_that_is_under_way_in_every_worker(client, toll, upstream, chat, say, dialect):
-    """DELETE of a run: twelve streams and six whole answers of it and its child, spread over three workers, end within a second; later
-    calls get 409, what is beside it goes on."""
+    """DELETE of a run: twelve streams and six whole answers of it and its child, spread over three workers, end within a second of its
+    answer; later calls get 409, what is beside it goes on."""
     top, beside = await new_run(client), await new_run(client)
     child = await new_run(client, parent=top)
     path = f"/v1/{dialect}"
@@ -88,12 +88,14 @@ async def test_the_kill_ends_all_that_is_under_way_in_every_worker(client, toll,
     goes_on = asyncio.create_task(client.ask(other, **of(beside)))
     for one in (*asked, other):
         await asyncio.to_thread(upstream.got, one["tag"])
-    begun = time.monotonic()
     document = (await client.ask(b"", f"/v1/runs/{top}", method="DELETE")).json
+    answered = time.monotonic()
     assert (document["state"], document["children"][0]["state"]) == ("stopped", "stopped")
     answers = await asyncio.gather(*calls)
-    ended = [upstream.seen[one["tag"]][0].closed_at or time.monotonic() for one in asked]
-    assert max(ended) - begun < 5.0, "a second on a quiet machine; this one is shared"
+    async with asyncio.timeout(20):
+        while not all(ended := [upstream.seen[one["tag"]][0].closed_at for one in asked]):
+            await asyncio.sleep(0.01)
+    assert max(ended) - answered < 1.0, "at a load of 25 on two cores it was 0.22 s at most, of 12 times (2026-11-25)"
     for got in answers[:12]:
         assert got.status == 200 and b"was stopped" in got.body and not got.cut
     for got in answers[12:]:

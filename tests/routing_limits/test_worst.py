@@ -5,13 +5,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from routing.request import ENDPOINTS, read_asked
 from routing.worst import lowered, worst_of
 
 CHAT = "/v1/chat/completions"
 
 
+def read(path, body):
+    return read_asked(ENDPOINTS[path], body, json_depth=64, media_domains=())
+
+
 def worst(path, context=4096, **fields):
-    found = worst_of(path, msgspec.json.encode(fields), context)
+    found = worst_of(read(path, msgspec.json.encode({"model": "m", **fields})), context)
     return found.max_tokens, found.answers
 
 
@@ -48,20 +53,21 @@ def test_what_may_be_written(path, fields, expected):
 
 def test_the_last_of_two_keys_counts_as_it_does_for_engines():
     """A key given twice must not reserve by one of them and run by the other."""
-    assert worst_of(CHAT, b'{"max_tokens": 5, "max_tokens": 900, "max\\u005ftokens": 1000}', 4096).max_tokens == 1000
+    assert worst_of(read(CHAT, b'{"model": "m", "max_tokens": 5, "max_tokens": 900, "max\\u005ftokens": 1000}'), 4096).max_tokens == 1000
 
 
 def test_a_form_with_sound_counts_as_the_whole_context():
     """Sound says nothing of its tokens."""
-    assert worst_of("/v1/audio/transcriptions", b"--x\r\n...", 448) == (448, 448, 1)
+    asked = read("/v1/audio/transcriptions", b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\nm\r\n--x--')
+    assert worst_of(asked, 448) == (448, 448, 1)
 
 
 @given(st.integers(1, 4000), st.dictionaries(st.sampled_from(["max_tokens", "max_completion_tokens", "n", "x"]), st.integers(1, 10**6)))
 def test_a_lowered_body_asks_for_no_more(most, fields):
     """What was lowered is lowered under every name, and nothing else changes."""
-    fields["max_tokens"] = 10**6
+    fields |= {"model": "m", "max_tokens": 10**6}
     body = lowered(CHAT, msgspec.json.encode(fields), most)
-    assert worst_of(CHAT, body, 10**6).max_tokens == most
+    assert worst_of(read(CHAT, body), 10**6).max_tokens == most
     same = msgspec.json.decode(body)
     assert {k: v for k, v in same.items() if "tokens" not in k} == {k: v for k, v in fields.items() if "tokens" not in k}
 
@@ -69,5 +75,5 @@ def test_a_lowered_body_asks_for_no_more(most, fields):
 @given(st.lists(st.text(max_size=30), max_size=4), st.integers(1, 10**6))
 def test_a_prompt_never_counts_less_than_its_text_or_the_context(texts, context):
     """The bound is the bytes of the text, or all that fits into the model."""
-    body = msgspec.json.encode({"messages": [{"role": "user", "content": text} for text in texts]})
-    assert worst_of(CHAT, body, context).prompt_tokens >= min(context, sum(len(text.encode()) for text in texts))
+    body = msgspec.json.encode({"model": "m", "messages": [{"role": "user", "content": text} for text in texts]})
+    assert worst_of(read(CHAT, body), context).prompt_tokens >= min(context, sum(len(text.encode()) for text in texts))

@@ -2,6 +2,8 @@
 
 import json
 import os
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,37 @@ def test_a_broken_folder_is_refused_before_serve_is_asked(tmp_path: Path) -> Non
     with pytest.raises(PreflightError, match=r"^model m: .*model\.safetensors .*cut short.*; correct `path`") as caught:
         next(work)
     assert "\n" not in str(caught.value)
+
+
+def test_a_serve_that_is_still_starting_is_asked_again(tmp_path: Path) -> None:
+    """A busy machine's Serve answers 500 to the first wishes; saying them once more is harmless, and giving up would end a whole start."""
+    _folder(tmp_path)
+    wishes = []
+
+    class Serve(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.reply(200, b'{"applications": {}}')
+
+        def do_PUT(self) -> None:
+            wishes.append(self.rfile.read(int(self.headers["content-length"])))
+            self.reply(200 if len(wishes) == 3 else 500, b"")
+
+        def reply(self, status: int, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Serve) as server:
+        threading.Thread(target=server.serve_forever).start()
+        api = ServeApi(url=f"http://127.0.0.1:{server.server_port}")
+        work = deploy(Catalog(models=(_model(),)), api, home=tmp_path, catalog_folder=tmp_path, http_port=1)
+        assert next(iter(work)).phase == "accepted"
+        server.shutdown()
+    assert len(wishes) == 3 and len(set(wishes)) == 1
 
 
 def test_the_reason_is_the_last_exception_of_a_traceback() -> None:

@@ -67,7 +67,7 @@ def test_free_ports_are_different() -> None:
 
 
 def test_haproxy_reads_a_corrected_configuration(tmp_path: Path) -> None:
-    """Binds to all interfaces are rewritten, request splicing goes, everything else is kept, and the arguments arrive."""
+    """Binds to all interfaces are rewritten, probes take request splicing's place, the rest is kept, and the arguments arrive."""
     config = tmp_path / "haproxy.cfg"
     text = ("defaults\n    option splice-request\n    option splice-response\nfrontend p\n    bind :9101\n"
             "frontend h\n    bind 127.0.0.1:8100\nlisten stats\n  bind *:8404\n  stats uri /bind\n")
@@ -75,7 +75,8 @@ def test_haproxy_reads_a_corrected_configuration(tmp_path: Path) -> None:
     wrapper = write_wrapper(tmp_path, Path("/bin/echo"))
     said = subprocess.run([wrapper, "-db", "-f", config], capture_output=True, text=True, check=True).stdout
     assert said == f"-db -f {config}\n"
-    corrected = text.replace("    option splice-request\n", "").replace("bind :9101", "bind 127.0.0.1:9101")
+    probes = "".join(f"    {line}\n" for line in ("option srvtcpka", "srvtcpka-idle 10s", "srvtcpka-intvl 5s", "srvtcpka-cnt 3"))
+    corrected = text.replace("    option splice-request\n", probes).replace("bind :9101", "bind 127.0.0.1:9101")
     assert config.read_text() == corrected.replace("bind *:8404", "bind 127.0.0.1:8404")
 
 

@@ -1,0 +1,98 @@
+"""Releases and cells: another one taken into use while callers ask, one that is broken, a second cell, and what is left after a reset."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.fleet
+ROOT = Path(__file__).parents[2]
+SOURCES = ("ansible", "serving", "routing", "evals", "requirements", "inhouse.py", "pyproject.toml", "README.md", "LICENSE")
+
+
+def another(folder: Path, file: str, change: str) -> Path:
+    """The playbooks of a checkout whose `file` ends with `change`."""
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, folder / name)
+    with (folder / file).open("a", encoding="utf-8") as stream:
+        stream.write(change)
+    return folder / "ansible"
+
+
+def releases(fleet) -> set[str]:
+    """What the machines' links and the router say is in use."""
+    links = {fleet.lab.ssh(name, "readlink /opt/inhouse/current").strip().rsplit("/")[-1] for name in ("node1", "node2", "node3")}
+    return links | {fleet.lab.ssh("node1", "systemctl show -P StatusText inhouse-router").split("/")[-2]}
+
+
+@pytest.fixture(scope="module")
+def cells(fleet, key):
+    """node3 drained and made a cell of its own, as the README says, while callers ask."""
+    with fleet.load(key) as load:
+        fleet.play("drain.yml", "-l", "node3")
+        fleet.with_groups(head=["node1", "node3"], router=["node1"], data=["node1"], gpu_nodes=["node2", "node3"])
+        fleet.play("site.yml")
+    print(f"\nsecond cell: {load.told()}")
+    assert load.seen and load.failures() == []
+    return fleet
+
+
+def test_one_cell_is_away_for_a_bounded_time(fleet, key, tmp_path):
+    """Ray can't mix releases: callers are told to come again, no stream is cut, and all machines run the new release."""
+    before = releases(fleet)
+    with fleet.load(key) as load:
+        fleet.play("upgrade.yml", tree=another(tmp_path, "inhouse.py", "# another release\n"))
+    print(f"\nupgrade of one cell: {load.told()}")
+    assert set(load.failures()) <= {"502", "503"} and fleet.ask(key)[0] == 200
+    assert len(releases(fleet)) == 1 and releases(fleet).isdisjoint(before)
+
+
+def test_a_release_whose_models_do_not_start_goes_back(fleet, key, tmp_path):
+    """The play fails, says so, and the release before answers on every machine."""
+    before = releases(fleet)
+    with fleet.load(key) as load:
+        said = fleet.play("upgrade.yml", succeeds=False, tree=another(tmp_path, "serving/replica.py", "raise RuntimeError('broken')\n"))
+    print(f"\nbroken release: {load.told()}")
+    assert "did not answer in the cell of node1" in said
+    assert releases(fleet) == before and fleet.ask(key)[0] == 200
+
+
+def test_an_upgrade_of_two_cells_costs_no_request(cells, key, tmp_path):
+    """One cell answers while the other changes; streams end whole; the routers' successors take over."""
+    with cells.load(key) as load:
+        cells.play("upgrade.yml", tree=another(tmp_path, "inhouse.py", "# yet another release\n"))
+    print(f"\nupgrade of two cells: {load.told()}")
+    assert load.seen and load.failures() == [] and len(releases(cells)) == 1
+
+
+def test_a_router_whose_release_does_not_start_goes_on_with_the_one_before(cells, key, tmp_path):
+    """Its successor never gets the port: no caller notices, and the play says what happened."""
+    before = cells.lab.ssh("node1", "systemctl show -P StatusText inhouse-router")
+    with cells.load(key) as load:
+        said = cells.play("upgrade.yml", succeeds=False, tree=another(tmp_path, "routing/server.py", "raise RuntimeError('broken')\n"))
+    print(f"\nbroken router: {load.told()}")
+    assert load.failures() == [] and "did not answer on node1" in said
+    assert cells.lab.ssh("node1", "systemctl show -P StatusText inhouse-router") == before
+
+
+def test_a_lost_head_of_two_costs_no_more_than_the_streams_on_it(cells, key):
+    """Ray is killed on one head: who was being streamed to is told of the cut, everybody else is answered by the other cell."""
+    with cells.load(key) as load:
+        cells.lab.ssh("node1", "systemctl kill --signal=KILL inhouse-cell")
+        is_back = "for i in $(seq 300); do sleep 1; systemctl is-active -q inhouse-models && exit; done; exit 1"
+        cells.lab.ssh("node1", is_back, patience_s=400)
+    print(f"\none head of two lost: {load.told()}")
+    assert set(load.failures()) <= {"cut stream"} and len(load.failures()) <= load.streams
+
+
+def test_reset_leaves_nothing_of_ours(cells, key):
+    """The last test: a machine is bare again, the other cell answers, and the play refuses without the word."""
+    assert "if you mean it" in cells.play("reset.yml", "-l", "node3", succeeds=False)
+    cells.play("reset.yml", "-l", "node3", "-e", "reset=yes")
+    left = ("ls -d /opt/inhouse /etc/inhouse /var/lib/inhouse /etc/systemd/system/*inhouse* /etc/systemd/system/*/*inhouse* 2>/dev/null; "
+            "nft list tables; pgrep -l raylet; getent passwd | grep inhouse")
+    assert cells.lab.ssh("node3", left, check=False).strip() == ""
+    assert cells.ask(key)[0] == 200
