@@ -90,6 +90,15 @@ def test_every_service_is_under_the_sandbox():
         assert not any(line.startswith(("Capability", "Ambient", "ProtectSystem", "NoNewPrivileges")) for line in text.splitlines()), unit
 
 
+def test_a_unit_of_anothers_user_leaves_its_shared_memory():
+    """systemd removes the shared memory of a sandboxed unit's user when it ends; PostgreSQL's goes on, and would answer nobody."""
+    for unit in (ANSIBLE / "roles").rglob("files/*.service"):
+        user = next((line for line in unit.read_text(encoding="utf-8").splitlines() if line.startswith("User=")), "User=inhouse-")
+        if not user.startswith("User=inhouse-"):
+            after = [path for path in unit.parent.glob("*.conf") if path.name > "sandbox.conf"]
+            assert any("RemoveIPC=no" in path.read_text(encoding="utf-8") for path in after), unit
+
+
 def test_the_example_has_every_group():
     """A copied inventory passes the preflight's first question."""
     groups = yaml.safe_load(EXAMPLE.read_text(encoding="utf-8"))["all"]["children"]
