@@ -47,7 +47,8 @@ status: setup  ## show processes, models, readiness, memory and tokens per secon
 test: setup lint  ## install what is needed and run all tests, real vLLM and Ray included
 	@$(BIN)/python -m pytest
 
-test-fleet: setup  ## boot three systemd machines on this one and provision them (root, Debian; about half an hour)
+# INHOUSE_FLEET=folder keeps the machines for the next run; `python tests/fleet/lab.py folder` ends them.
+test-fleet: setup  ## boot systemd machines on this one and walk through the day-two table (root, Debian; about an hour)
 	@$(BIN)/python -m pytest -m fleet -s tests/fleet
 
 test-fast: setup  ## the tests that start no engine

@@ -161,6 +161,9 @@ class Lab:
                 for inner in sorted((path for path in [group, *group.rglob("*")] if path.is_dir()), reverse=True):
                     with contextlib.suppress(OSError):
                         inner.rmdir()
+        for group in self._groups("all"):
+            with contextlib.suppress(OSError):
+                group.parent.rmdir()
         subprocess.run(["ip", "link", "del", self._bridge_name], check=False, capture_output=True)
         subprocess.run(["nft", "delete", "table", "ip", self._bridge_name], check=False, capture_output=True)
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -27,7 +27,7 @@ class Load:
     authority: str  # PEM
     callers: int = 2
     streams: int = 1
-    timeout_s: float = 120
+    timeout_s: float = 600
     seen: list[tuple[float, str, float]] = field(default_factory=list)
 
     def __enter__(self) -> Self:
