@@ -24,9 +24,10 @@ def supervisors(router):
 
 
 @pytest.fixture
-def alone(start_router):
-    """A router whose whole group, successors included, ends with the test."""
+def alone(start_router, wait_until):
+    """A router whose whole group, successors included, ends with the test. Both workers are up."""
     router = start_router(workers=2)
+    wait_until(lambda: router.log.read_text().count("is in force") == 2, 60)
     yield router
     with contextlib.suppress(ProcessLookupError):
         os.killpg(router.process.pid, signal.SIGKILL)
