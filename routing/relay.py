@@ -135,7 +135,7 @@ def failure(model: str, error: UpstreamError) -> Refusal:
     wait_s = None if error.retry_after_s is None else max(1, math.ceil(error.retry_after_s))
     if kind == "busy":
         return TooMany(f"`{model}` has as many requests as it takes; try again shortly", retry_after_s=wait_s or 1)
-    if kind in ("connect_failed", "connect_timeout", "status_503", "status_529", "tls_error"):
+    if kind in ("connect_failed", "connect_timeout", "status_404", "status_503", "status_529", "tls_error"):  # 404 in prose: not placed yet
         return Unavailable(f"`{model}` is not answering at the moment; try again shortly", retry_after_s=wait_s or 5)
     if kind in ("first_byte_timeout", "idle_timeout", "deadline", "status_504"):
         return TooSlow(f"`{model}` did not answer in time ({kind}); try again, or ask for less", code=kind)

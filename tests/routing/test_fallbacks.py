@@ -78,7 +78,7 @@ async def test_a_resting_model_is_asked_after_the_healthy(router, upstream, chat
         ("busy", 429, "rate_limited"),
         ("upstream_closed", 502, "upstream_error"),
         ("garbage", 502, "upstream_error"),
-        ("proxy_404", 502, "upstream_error"),
+        ("proxy_404", 503, "no_healthy_model"),
     ],
 )
 async def test_the_last_failure_is_told_without_an_upstreams_words(router, upstream, chat, say, tag, failure, status, code):
