@@ -46,8 +46,8 @@ def _pid(cell: Cell, name: str) -> int:
 def _engine_pid(replica: int) -> int:
     children: list[int] = []
 
-    def has_one() -> bool:  # the title that tells an engine from other children is set a moment after its start
-        found = subprocess.run(["pgrep", "-P", str(replica), "-f", "EngineCore"], capture_output=True, text=True, check=False)
+    def has_one() -> bool:  # its title comes a moment after its start, and was once never seen
+        found = subprocess.run(["pgrep", "-P", str(replica), "-f", "EngineCore|spawn_main"], capture_output=True, text=True, check=False)
         children[:] = map(int, found.stdout.split())
         return bool(children)
 
