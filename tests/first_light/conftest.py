@@ -8,8 +8,10 @@ import sqlite3
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,3 +98,35 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         yield House(unstarted.home, unstarted.port, unstarted.models_port, unstarted.mlflow_port, up.stdout)
     finally:
         unstarted.command("down")
+
+
+@contextmanager
+def _router_in(folder: Path) -> Iterator[str]:
+    port = free_port()
+    environment = {**os.environ, "INHOUSE_HOME": str(folder), "INHOUSE_PORT": str(port), "INHOUSE_DATABASE": "", "PROVIDER_KEY": "any",
+                   "INHOUSE_MODELS": str(folder / "models.yaml"), "INHOUSE_ROUTES": str(folder / "routes.yaml")}  # fmt: skip
+    process = subprocess.Popen([sys.executable, "-m", "routing.server"], env=environment)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 60
+        while not _is_up(url):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def _is_up(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/healthz", timeout=2):
+            return True
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return False
+
+
+@pytest.fixture(scope="session")
+def router_in() -> Callable[[Path], AbstractContextManager[str]]:
+    """Runs a router beside the house's, on the models.yaml and routes.yaml in a folder, which is its home; gives its address."""
+    return _router_in

@@ -3,11 +3,8 @@
 import asyncio
 import contextlib
 import json
-import os
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -127,17 +124,10 @@ def site(folder, proxy):
 class Router:
     """A router before the proxy, asked by a caller with a budget."""
 
-    def __init__(self, folder, port):
-        self.url = f"http://127.0.0.1:{port}"
+    def __init__(self, folder, url):
+        self.url = url
         self.engine = open_store(folder)
         self.key = keys.create(self.engine, "ann", allowed=Allowed(limits=budgets_of(["90usd/day"])))
-
-    def is_up(self):
-        try:
-            with urllib.request.urlopen(f"{self.url}/healthz", timeout=2):
-                return True
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            return False
 
     def ask(self, dialect, model, request_id="", **more):
         """(status, headers, body) of a request in a dialect."""
@@ -172,26 +162,13 @@ def proxy(house):
 
 
 @pytest.fixture(scope="module")
-def router(proxy, tmp_path_factory):
+def router(proxy, router_in, tmp_path_factory):
     """A router whose providers and cell are all behind the proxy."""
     folder = tmp_path_factory.mktemp("faults")
     site(folder, proxy)
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-    environment = {**os.environ, "INHOUSE_HOME": str(folder), "INHOUSE_PORT": str(port), "INHOUSE_DATABASE": "",
-                   "INHOUSE_MODELS": str(folder / "models.yaml"), "INHOUSE_ROUTES": str(folder / "routes.yaml")}  # fmt: skip
-    made = Router(folder, port)
-    process = subprocess.Popen([sys.executable, "-m", "routing.server"], env=environment)
-    try:
-        deadline = time.monotonic() + 60
-        while not made.is_up():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.1)
+    with router_in(folder) as url:
+        made = Router(folder, url)
         yield made
-    finally:
-        process.terminate()
-        process.wait(20)
         made.engine.dispose()
 
 

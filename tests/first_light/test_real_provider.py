@@ -1,13 +1,7 @@
 """Real vLLM as the hosted provider, as it speaks both dialects: asked by the SDKs through a router whose own models are all down."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 
 import anthropic
 import openai
@@ -38,34 +32,15 @@ def site(folder, provider_url):
 
 
 @pytest.fixture
-def router(house, tmp_path):
+def router(house, router_in, tmp_path):
     """The address of such a router and a key of it."""
     site(tmp_path, f"http://127.0.0.1:{house.models_port}/models/demo-generalist")
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-    environment = {**os.environ, "INHOUSE_HOME": str(tmp_path), "INHOUSE_PORT": str(port), "PROVIDER_KEY": "any",
-                   "INHOUSE_MODELS": str(tmp_path / "models.yaml"), "INHOUSE_ROUTES": str(tmp_path / "routes.yaml")}  # fmt: skip
     engine = open_store(tmp_path)
-    process = subprocess.Popen([sys.executable, "-m", "routing.server"], env=environment)
     try:
-        deadline = time.monotonic() + 60
-        while not _is_up(port):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}", keys.create(engine, "tester")
+        with router_in(tmp_path) as url:
+            yield url, keys.create(engine, "tester")
     finally:
-        process.terminate()
-        process.wait(20)
         engine.dispose()
-
-
-def _is_up(port):
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=2):
-            return True
-    except (urllib.error.URLError, ConnectionError, TimeoutError):
-        return False
 
 
 def test_both_dialects_of_a_real_engine_answer_as_providers(router):
