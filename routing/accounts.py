@@ -4,6 +4,7 @@ A worker brings one batch at a time: what its calls spent, what it gives back, w
 only; `spent + held <= most` holds before and after. The single call is not known here: that is `purse`'s business.
 """
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import chain
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Engine, delete, select, update
 
 from routing.budgets import Budget, period_start
-from routing.store import ACCOUNTS, ALLOTMENTS, LEASES, insert_missing, locked
+from routing.store import ACCOUNTS, ALLOTMENTS, LEASES, insert_missing, locked, run
 
 _MOST = 1 << 62  # what an engine that lies about its tokens can do to a column of 63 bits
 _REMEMBERED_S = 86400.0  # how long an ended lease is known: its worker may have been stopped, and come back
@@ -132,8 +133,9 @@ Clock = Callable[[Connection], float]
 
 def database_clock(connection: Connection) -> float:
     """Unix seconds by the database's clock, which is the same for all workers."""
-    seconds = "(julianday('now') - 2440587.5) * 86400" if connection.dialect.name == "sqlite" else "extract(epoch FROM clock_timestamp())"
-    return float(_run(connection, f"SELECT {seconds}").scalar_one())
+    if connection.dialect.name == "sqlite":
+        return time.time()  # its workers are on its machine
+    return float(run(connection, "SELECT extract(epoch FROM clock_timestamp())").fetchone()[0])
 
 
 def open_accounts(engine: Engine, budgets: Mapping[Key, int]) -> None:
@@ -166,14 +168,14 @@ def exchange(engine: Engine, batch: Batch, clock: Clock = database_clock) -> Out
 def _renew(connection: Connection, batch: Batch, now: float) -> tuple[int, bool, bool]:
     """The number of the last batch, whether the lease was lost, and whether this batch was there before."""
     found = "SELECT flushed, ended_at FROM leases WHERE id = ?"
-    row = _run(connection, found + _lock(connection), (batch.lease,)).one_or_none()
+    row = run(connection, found + _lock(connection), (batch.lease,)).fetchone()
     last = row[0] if row else 0
     if batch.number <= last:
         return last, False, True
     if row is None:
-        _run(connection, "INSERT INTO leases (expires_at, flushed, id) VALUES (?, ?, ?)", (now + batch.lease_s, batch.number, batch.lease))
+        run(connection, "INSERT INTO leases (expires_at, flushed, id) VALUES (?, ?, ?)", (now + batch.lease_s, batch.number, batch.lease))
     else:
-        _run(connection, "UPDATE leases SET expires_at = ?, flushed = ?, ended_at = NULL WHERE id = ?",
+        run(connection, "UPDATE leases SET expires_at = ?, flushed = ?, ended_at = NULL WHERE id = ?",
              (now + batch.lease_s, batch.number, batch.lease))  # fmt: skip
     return last, row is not None and row[1] is not None, False
 
@@ -190,7 +192,7 @@ def _standings(connection: Connection, batch: Batch, now: float) -> dict[Key, St
 
 def _locked_accounts(connection: Connection, keys: Set[Key], lease: str = "") -> dict[Key, Standing]:
     kinds, scopes = sorted({key.kind for key in keys}), sorted({key.scope for key in keys})
-    rows = _run(connection, "SELECT a.id, a.kind, a.scope, a.unit, a.every, a.most, a.spent, a.held, a.since, coalesce(m.held, 0) "  # noqa: S608 (marks)
+    rows = run(connection, "SELECT a.id, a.kind, a.scope, a.unit, a.every, a.most, a.spent, a.held, a.since, coalesce(m.held, 0) "  # noqa: S608 (marks)
                 "FROM accounts a LEFT JOIN allotments m ON m.account = a.id AND m.lease = ? "
                 f"WHERE a.kind IN ({_marks(kinds)}) AND a.scope IN ({_marks(scopes)}) ORDER BY a.id{_lock(connection, ' OF a')}",
                 (lease, *kinds, *scopes))  # fmt: skip
@@ -200,11 +202,6 @@ def _locked_accounts(connection: Connection, keys: Set[Key], lease: str = "") ->
         if key in keys:
             found[key] = Standing(row[0], key, row[5], row[6], row[7], row[8], row[9])
     return found
-
-
-def _run(connection: Connection, sql: str, values: Sequence[Any] = ()) -> Any:
-    """A statement as text: SQLAlchemy's expressions cost a batch 1 ms more (2026-11), and the request path waits for the interpreter."""
-    return connection.exec_driver_sql(sql if connection.dialect.paramstyle == "qmark" else sql.replace("?", "%s"), tuple(values))
 
 
 def _lock(connection: Connection, of: str = "") -> str:
@@ -250,7 +247,7 @@ def _write(connection: Connection, lease: str, standings: Iterable[Standing]) ->
     if mine := [(lease, one.id, one.mine) for one in rows if one.mine]:
         _upsert(connection, "allotments (lease, account, held)", mine, "lease, account", ("held",))
     if nothing := [one.id for one in rows if not one.mine]:  # runs end, workers stay: what they held must not pile up
-        _run(connection, f"DELETE FROM allotments WHERE lease = ? AND account IN ({_marks(nothing)})", (lease, *nothing))  # noqa: S608 (marks)
+        run(connection, f"DELETE FROM allotments WHERE lease = ? AND account IN ({_marks(nothing)})", (lease, *nothing))  # noqa: S608 (marks)
 
 
 def _upsert(connection: Connection, into: str, rows: Sequence[tuple[Any, ...]], on: str, names: Sequence[str]) -> None:
@@ -258,7 +255,7 @@ def _upsert(connection: Connection, into: str, rows: Sequence[tuple[Any, ...]], 
     for start in range(0, len(rows), 500):
         some = rows[start : start + 500]
         marks = ", ".join([f"({_marks(some[0])})"] * len(some))
-        _run(connection, f"INSERT INTO {into} VALUES {marks} ON CONFLICT ({on}) DO UPDATE SET {changes}",  # noqa: S608 (names of ours)
+        run(connection, f"INSERT INTO {into} VALUES {marks} ON CONFLICT ({on}) DO UPDATE SET {changes}",  # noqa: S608 (names of ours)
              tuple(chain.from_iterable(some)))  # fmt: skip
 
 

@@ -4,7 +4,6 @@ Nothing is lost when the worker is asked to stop; a crash loses at most what the
 """
 
 import logging
-import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
@@ -14,6 +13,8 @@ import msgspec
 from msgspec.structs import astuple
 from sqlalchemy import Engine
 from sqlalchemy.exc import DataError, SQLAlchemyError
+
+from routing.store import run
 
 log = logging.getLogger("inhouse.ledger")
 _EVERY_S = 0.05
@@ -65,7 +66,6 @@ class Ledger:
         self._first = first
         self._engine = engine
         self._also = also
-        self._mark = "?" if engine.dialect.paramstyle == "qmark" else "%s"
         self._rows: list[Row] = []
         self._stop = threading.Event()
         self.append = self._rows.append
@@ -93,7 +93,7 @@ class Ledger:
             return
         try:
             written = self._write(rows)
-        except (SQLAlchemyError, sqlite3.Error) as error:
+        except SQLAlchemyError as error:
             if not self.failing:
                 log.error("ledger: cannot write (%s); rows are kept and tried again", type(error).__name__)
             self.failing = True
@@ -115,7 +115,7 @@ class Ledger:
             with self._engine.begin() as connection:
                 for start, size in _portions(len(rows)):
                     values = tuple(chain.from_iterable(map(astuple, rows[start : start + size])))
-                    connection.exec_driver_sql(_insert(size, self._mark), values)
+                    run(connection, _insert(size), values)
             return rows
         except (OverflowError, ValueError, TypeError, DataError):
             if len(rows) == 1:
@@ -135,9 +135,9 @@ def _portions(rows: int) -> Iterator[tuple[int, int]]:
 
 
 @cache
-def _insert(rows: int, mark: str) -> str:
+def _insert(rows: int) -> str:
     """One statement for many rows: SQLite's driver gives the interpreter's lock away for each statement it runs, and the request path
     waits to get it back."""
     names = Row.__struct_fields__
-    one = ", ".join(f"CAST({mark} AS INTEGER)" if name == "exact" else mark for name in names)  # PostgreSQL's booleans are no numbers
+    one = ", ".join("CAST(? AS INTEGER)" if name == "exact" else "?" for name in names)  # PostgreSQL's booleans are no numbers
     return f"INSERT INTO ledger ({_COLUMNS}) VALUES {', '.join([f'({one})'] * rows)}"  # noqa: S608 (names and marks of ours, no values)

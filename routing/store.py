@@ -28,6 +28,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError
 
 METADATA = MetaData()
 HEAD = "ends"  # the newest migration; a test compares it with the folder
@@ -199,18 +200,23 @@ def locked(engine: Engine) -> Iterator[Connection]:
 
     On PostgreSQL an ordinary transaction.
     """
-    if engine.dialect.name != "sqlite":
-        with engine.begin() as connection:
-            yield connection
-        return
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:  # the driver's own BEGIN would come late
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-        try:
-            yield connection
-        except BaseException:
-            connection.exec_driver_sql("ROLLBACK")
-            raise
-        connection.exec_driver_sql("COMMIT")
+    with engine.begin() as connection:
+        if engine.dialect.name == "sqlite":
+            run(connection, "BEGIN IMMEDIATE")
+        yield connection
+
+
+def run(connection: Connection, sql: str, values: Sequence[Any] = ()) -> Any:
+    """A statement with `?` for its values, straight to the driver; returns the driver's cursor. Raises what SQLAlchemy would.
+
+    For what workers do 20 times a second: SQLAlchemy's own way costs 60 us more a statement, while requests wait for the interpreter.
+    """
+    dialect, driver = connection.dialect, connection.connection.driver_connection
+    assert dialect.dbapi is not None and driver is not None, "it is connected"
+    try:
+        return driver.execute(sql if dialect.paramstyle == "qmark" else sql.replace("?", "%s"), values)
+    except dialect.dbapi.Error as error:
+        raise DBAPIError.instance(sql, None, error, dialect.dbapi.Error, hide_parameters=True, dialect=dialect) from error
 
 
 @contextmanager
