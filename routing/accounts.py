@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Engine, delete, select, update
 
 from routing.budgets import Budget, period_start
-from routing.store import ACCOUNTS, ALLOTMENTS, LEASES, insert_missing, locked, run
+from routing.store import ACCOUNTS, ALLOTMENTS, LEASES, direct, insert_missing, locked
 
 _MOST = 1 << 62  # what an engine that lies about its tokens can do to a column of 63 bits
 _REMEMBERED_S = 86400.0  # how long an ended lease is known: its worker may have been stopped, and come back
@@ -135,7 +135,7 @@ def database_clock(connection: Connection) -> float:
     """Unix seconds by the database's clock, which is the same for all workers."""
     if connection.dialect.name == "sqlite":
         return time.time()  # its workers are on its machine
-    return float(run(connection, "SELECT extract(epoch FROM clock_timestamp())").fetchone()[0])
+    return float(direct(connection, "SELECT extract(epoch FROM clock_timestamp())").fetchone()[0])
 
 
 def open_accounts(engine: Engine, budgets: Mapping[Key, int]) -> None:
@@ -168,15 +168,15 @@ def exchange(engine: Engine, batch: Batch, clock: Clock = database_clock) -> Out
 def _renew(connection: Connection, batch: Batch, now: float) -> tuple[int, bool, bool]:
     """The number of the last batch, whether the lease was lost, and whether this batch was there before."""
     found = "SELECT flushed, ended_at FROM leases WHERE id = ?"
-    row = run(connection, found + _lock(connection), (batch.lease,)).fetchone()
+    row = direct(connection, found + _lock(connection), (batch.lease,)).fetchone()
     last = row[0] if row else 0
     if batch.number <= last:
         return last, False, True
     if row is None:
-        run(connection, "INSERT INTO leases (expires_at, flushed, id) VALUES (?, ?, ?)", (now + batch.lease_s, batch.number, batch.lease))
+        renew = "INSERT INTO leases (expires_at, flushed, id) VALUES (?, ?, ?)"
     else:
-        run(connection, "UPDATE leases SET expires_at = ?, flushed = ?, ended_at = NULL WHERE id = ?",
-             (now + batch.lease_s, batch.number, batch.lease))  # fmt: skip
+        renew = "UPDATE leases SET expires_at = ?, flushed = ?, ended_at = NULL WHERE id = ?"
+    direct(connection, renew, (now + batch.lease_s, batch.number, batch.lease))
     return last, row is not None and row[1] is not None, False
 
 
@@ -192,10 +192,10 @@ def _standings(connection: Connection, batch: Batch, now: float) -> dict[Key, St
 
 def _locked_accounts(connection: Connection, keys: Set[Key], lease: str = "") -> dict[Key, Standing]:
     kinds, scopes = sorted({key.kind for key in keys}), sorted({key.scope for key in keys})
-    rows = run(connection, "SELECT a.id, a.kind, a.scope, a.unit, a.every, a.most, a.spent, a.held, a.since, coalesce(m.held, 0) "  # noqa: S608 (marks)
-                "FROM accounts a LEFT JOIN allotments m ON m.account = a.id AND m.lease = ? "
-                f"WHERE a.kind IN ({_marks(kinds)}) AND a.scope IN ({_marks(scopes)}) ORDER BY a.id{_lock(connection, ' OF a')}",
-                (lease, *kinds, *scopes))  # fmt: skip
+    rows = direct(connection, "SELECT a.id, a.kind, a.scope, a.unit, a.every, a.most, a.spent, a.held, a.since, coalesce(m.held, 0) "  # noqa: S608 (marks)
+                  "FROM accounts a LEFT JOIN allotments m ON m.account = a.id AND m.lease = ? "
+                  f"WHERE a.kind IN ({_marks(kinds)}) AND a.scope IN ({_marks(scopes)}) ORDER BY a.id{_lock(connection, ' OF a')}",
+                  (lease, *kinds, *scopes))  # fmt: skip
     found = {}
     for row in rows:
         key = Key(row[1], row[2], row[3], row[4])
@@ -247,7 +247,7 @@ def _write(connection: Connection, lease: str, standings: Iterable[Standing]) ->
     if mine := [(lease, one.id, one.mine) for one in rows if one.mine]:
         _upsert(connection, "allotments (lease, account, held)", mine, "lease, account", ("held",))
     if nothing := [one.id for one in rows if not one.mine]:  # runs end, workers stay: what they held must not pile up
-        run(connection, f"DELETE FROM allotments WHERE lease = ? AND account IN ({_marks(nothing)})", (lease, *nothing))  # noqa: S608 (marks)
+        direct(connection, f"DELETE FROM allotments WHERE lease = ? AND account IN ({_marks(nothing)})", (lease, *nothing))  # noqa: S608 (marks)
 
 
 def _upsert(connection: Connection, into: str, rows: Sequence[tuple[Any, ...]], on: str, names: Sequence[str]) -> None:
@@ -255,7 +255,7 @@ def _upsert(connection: Connection, into: str, rows: Sequence[tuple[Any, ...]], 
     for start in range(0, len(rows), 500):
         some = rows[start : start + 500]
         marks = ", ".join([f"({_marks(some[0])})"] * len(some))
-        run(connection, f"INSERT INTO {into} VALUES {marks} ON CONFLICT ({on}) DO UPDATE SET {changes}",  # noqa: S608 (names of ours)
+        direct(connection, f"INSERT INTO {into} VALUES {marks} ON CONFLICT ({on}) DO UPDATE SET {changes}",  # noqa: S608 (names of ours)
              tuple(chain.from_iterable(some)))  # fmt: skip
 
 

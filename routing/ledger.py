@@ -14,7 +14,7 @@ from msgspec.structs import astuple
 from sqlalchemy import Engine
 from sqlalchemy.exc import DataError, SQLAlchemyError
 
-from routing.store import run
+from routing.store import direct
 
 log = logging.getLogger("inhouse.ledger")
 _EVERY_S = 0.05
@@ -115,7 +115,7 @@ class Ledger:
             with self._engine.begin() as connection:
                 for start, size in _portions(len(rows)):
                     values = tuple(chain.from_iterable(map(astuple, rows[start : start + size])))
-                    run(connection, _insert(size), values)
+                    direct(connection, _insert(size), values)
             return rows
         except (OverflowError, ValueError, TypeError, DataError):
             if len(rows) == 1:

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Engine, func, insert, select, update
 from routing.accounts import Spending, set_budgets, spending
 from routing.budgets import NANOUSD, Budget
 from routing.errors import BadRequest, NotFound, RunStopped
-from routing.store import RUNS, SECRETS, VERSIONS, changing, insert_missing, locked
+from routing.store import RUNS, SECRETS, changing, direct, insert_missing, locked
 
 DEPTH = 8  # generations below a run that names no limit; every one of them adds accounts to each call
 FANOUT = 100
@@ -230,7 +230,8 @@ def tree(engine: Engine, run_id: str) -> list[tuple[Stored, list[Spending]]]:
 def changes_of(engine: Engine) -> int:
     """A number that grows whenever a run is stopped or raised, or its data class is."""
     with engine.connect() as connection:
-        return connection.execute(select(VERSIONS.c.version).where(VERSIONS.c.name == "runs")).scalar_one_or_none() or 0
+        row = direct(connection, "SELECT version FROM versions WHERE name = 'runs'").fetchone()
+    return int(row[0]) if row else 0
 
 
 def runs_of(engine: Engine, *, caller: str | None = None, open_only: bool = False) -> list[Stored]:

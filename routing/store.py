@@ -202,11 +202,11 @@ def locked(engine: Engine) -> Iterator[Connection]:
     """
     with engine.begin() as connection:
         if engine.dialect.name == "sqlite":
-            run(connection, "BEGIN IMMEDIATE")
+            direct(connection, "BEGIN IMMEDIATE")
         yield connection
 
 
-def run(connection: Connection, sql: str, values: Sequence[Any] = ()) -> Any:
+def direct(connection: Connection, sql: str, values: Sequence[Any] = ()) -> Any:
     """A statement with `?` for its values, straight to the driver; returns the driver's cursor. Raises what SQLAlchemy would.
 
     For what workers do 20 times a second: SQLAlchemy's own way costs 60 us more a statement, while requests wait for the interpreter.
