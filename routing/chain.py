@@ -124,6 +124,7 @@ class Chain:
         place.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         place.anchors.parent.mkdir(parents=True, exist_ok=True)
         self._anchored_at = 0.0
+        self._mine: tuple[Path, int, Head] | None = None  # the last file's size and head as this writer left them
         with self._locked():
             self._key = _key(place)
 
@@ -133,8 +134,7 @@ class Chain:
         Raises `OSError` with nothing written, `AuditError` where the log's end is not one of ours.
         """
         with self._locked():
-            segments = self._place.segments()
-            head, torn, size = _end(segments, self._key)
+            last, size, head, torn = self._end()
             if torn:
                 digest = hashlib.sha256(torn).hexdigest()
                 entries = (Entry(time.time(), "torn", "audit", f"{len(torn)} bytes of a killed writer", digest), *entries)
@@ -143,13 +143,23 @@ class Chain:
             for entry in entries:
                 head, line = write_line(self._key, head, entry)
                 lines.append(line)
-            fresh = not segments or (size > self._segment_bytes and not torn)
-            path = self._place.folder / f"audit-{first:012d}.jsonl" if fresh else segments[-1]
-            _append(path, b"".join(lines))
+            if last is None or (size > self._segment_bytes and not torn):
+                last = self._place.folder / f"audit-{first:012d}.jsonl"
+            self._mine = last, _append(last, b"".join(lines)), head
             if anchor or time.monotonic() - self._anchored_at > _ANCHOR_EVERY_S:
                 self._anchored_at = time.monotonic()
                 _append(self._place.anchors, msgspec.json.encode({"n": head.n, "mac": head.mac, "at": time.time()}) + b"\n")
         return head
+
+    def _end(self) -> tuple[Path | None, int, Head, bytes]:
+        """The last file, its size, the chain's head and a half line after it. Nothing is read where nobody else has written."""
+        if self._mine is not None:
+            path, size, head = self._mine
+            if size <= self._segment_bytes and path.exists() and path.stat().st_size == size:  # a larger one may have a successor
+                return path, size, head, b""
+        segments = self._place.segments()
+        head, torn, size = _end(segments, self._key)
+        return segments[-1] if segments else None, size, head, torn
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -208,8 +218,8 @@ def _lock(file: int, most_s: float) -> None:
             time.sleep(0.001)
 
 
-def _append(path: Path, data: bytes) -> None:
-    """All of `data` at the end of a file, on the disk; or none of it, and `OSError`."""
+def _append(path: Path, data: bytes) -> int:
+    """All of `data` at the end of a file, on the disk, and the size it has then; or none of it, and `OSError`."""
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
         size = os.fstat(file).st_size
@@ -221,5 +231,6 @@ def _append(path: Path, data: bytes) -> None:
         except OSError:
             os.ftruncate(file, size)
             raise
+        return size + len(data)
     finally:
         os.close(file)

@@ -55,13 +55,14 @@ class Relay:
 
     def data(self, data: bytes) -> None:
         """Bytes from the model."""
-        if self._out is None:
+        out, tee = self._out, self._tee
+        if out is None:
             return
         if self.call.run is not None:
             data, _ = in_openai_words(data)
-        if out := self._tee.feed(data):
-            self._out.chunk(out)
-        if self._most and self._tee.events > self._most:
+        if forwarded := tee.feed(data):
+            out.chunk(forwarded)
+        if self._most and tee.events > self._most:
             self._finish()
 
     def over(self, kind: str) -> None:

@@ -96,9 +96,9 @@ class Tee:
 
     def feed(self, data: bytes) -> bytes:
         """The bytes to forward now: all complete events of `data` and what was held, the same bytes but for a usage nobody asked for."""
-        if self._is_plain and not self._carry and data[-2:] == b"\n\n":
+        if self._is_plain and not self._carry and data.endswith(b"}\n\n"):
             events = data.count(b"\n\n")
-            if ((data[-3:-2] == b"}" if events == 1 else b"[DONE]" not in data)
+            if ((events == 1 or b"[DONE]" not in data)
                     and (b'"usage":' not in data or data.count(b'"usage":') == data.count(b'"usage":null'))):  # fmt: skip
                 self.events += events
                 return data

@@ -118,7 +118,10 @@ class Answer(asyncio.Protocol):
             self._header_bytes += len(data)
             if self._header_bytes > _MAX_HEADER_BYTES:
                 self._fail("protocol_error")
-        self._wake()
+        if self._sink is not None:
+            self._push(self._sink)
+        else:
+            self._wake()
 
     def eof_received(self) -> None:
         pass  # connection_lost follows
