@@ -34,12 +34,14 @@ class AskError(Exception):
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """What one of our routers says that a model is: its weights' digest, where they are from, and engine settings that change answers."""
+    """What one of our routers says that a model is: its weights' digest, where they are from, engine settings that change answers, and
+    its price in US dollars per million tokens, by the names that models.yaml has for it."""
 
     digest: str = ""
     repo: str = ""
     revision: str = ""
     engine: dict[str, Any] = {}
+    price: dict[str, float] = {}
 
 
 @dataclass(frozen=True)

@@ -186,7 +186,7 @@ def measures(pairs: Pairs, prices: Prices) -> list[Measure]:
     """
     fresh = [(one, two) for one, two in pairs.rows if not (one.failed or two.failed or one.cached or two.cached)]
     found = [_timed(name, fresh, field) for name, field in _TIMES if pairs.equal_load]
-    costs = [costs_of((pair[side] for pair in pairs.rows), prices.price(run.facts["model"]))
+    costs = [costs_of((pair[side] for pair in pairs.rows), prices.of_run(run.facts))
              for side, run in enumerate((pairs.incumbent, pairs.candidate))]  # fmt: skip
     if costs[0] is not None and costs[1] is not None:
         found.append(_measured("cost per request, USD", np.array(costs[0]), np.array(costs[1]), pairs.clusters))
@@ -217,7 +217,7 @@ def _measured(name: str, first: Floats, second: Floats, clusters: Sequence[Any])
 def usd_per_success(pairs: Pairs, prices: Prices) -> tuple[float | None, float | None]:
     """Cost per successful task of both models: all that was paid over all that succeeded. None: unpriced, or nothing succeeded."""
     sides = zip((pairs.incumbent, pairs.candidate), zip(*pairs.rows, strict=True), strict=True)
-    first, second = (_per_success(rows, prices.price(run.facts["model"])) for run, rows in sides)
+    first, second = (_per_success(rows, prices.of_run(run.facts)) for run, rows in sides)
     return first, second
 
 

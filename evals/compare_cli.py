@@ -170,7 +170,7 @@ def lines(kept: "Kept", prices: Any) -> Sequence[str]:
           + (f", difference {one.interval[0]:+.4g} to {one.interval[1]:+.4g}" if one.interval else "")
           for one in measures(kept.made.pairs, prices)),
         f"  USD per success         {_usd(verdict.candidate_usd_per_success)} against {_usd(verdict.incumbent_usd_per_success)} "
-        f"(prices of {verdict.prices_date})",
+        f"(prices of {verdict.prices_date}, else the router's)",
         f"evidence {verdict.id}" + (f", MLflow run {verdict.mlflow_run}" if verdict.mlflow_run else ""),
         f"kept in {kept.folder}",
     ]  # fmt: skip

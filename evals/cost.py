@@ -4,7 +4,7 @@ An own model's price per token depends on how busy its accelerators are more tha
 share of the tokens a second measured at the latency goal that is really asked for), never one number.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,6 +72,13 @@ class Prices(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             return self.hosted[model]
         bare = {(price.input, price.output): price for name, price in self.hosted.items() if name.partition("/")[2] == model}
         return next(iter(bare.values())) if len(bare) == 1 else None
+
+    def of_run(self, facts: Mapping[str, Any]) -> Price | None:
+        """The price of a run's model, else what its router said of it when it ran. None: unknown."""
+        told = facts.get("served", {}).get("price", {})
+        read, written = told.get("usd_per_million_input_tokens"), told.get("usd_per_million_output_tokens")
+        said = None if read is None or written is None else Price(input=read, output=written)
+        return self.price(facts["model"]) or said
 
 
 class Point(NamedTuple):

@@ -29,7 +29,7 @@ def page(verdict: Verdict, made: Comparison, figures: Sequence[Measure]) -> str:
         "<h2>Time and cost</h2>",
         _table(("", "incumbent", "candidate", "difference", "95% interval", "pairs"), map(_figure, figures)),
         f"<p>Cost per successful task: {_usd(verdict.incumbent_usd_per_success)} against {_usd(verdict.candidate_usd_per_success)} "
-        f"(prices of {_text(verdict.prices_date)}).</p>",
+        f"(prices of {_text(verdict.prices_date)}, else the router's).</p>",
         "<h2>Slices</h2>",
         _table(("slice", "pairs", "incumbent", "candidate"),
                ((name, str(n), f"{one:.1%}", f"{two:.1%}") for name, (n, one, two) in slices(made.pairs).items())),

@@ -114,7 +114,8 @@ def facts_of(plan: Plan, started: datetime.datetime) -> dict[str, Any]:
         "scorer": suite.scorer,
         "model": endpoint.model,
         "model_digest": endpoint.digest,
-        "served": {"repo": endpoint.identity.repo, "revision": endpoint.identity.revision, "engine": endpoint.identity.engine},
+        "served": {"repo": endpoint.identity.repo, "revision": endpoint.identity.revision, "engine": endpoint.identity.engine,
+                   "price": endpoint.identity.price},
         "host": endpoint.host,
         "started": started.isoformat(timespec="seconds"),
         "settings": {

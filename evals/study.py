@@ -110,7 +110,7 @@ class Standing(NamedTuple):
 def standing(made: Stored, prices: Prices) -> Standing:
     """A run as a point of quality and cost."""
     model = made.facts["model"]
-    costs, successes = costs_of(made.rows, prices.price(model)), math.fsum(row.value or 0.0 for row in made.rows)
+    costs, successes = costs_of(made.rows, prices.of_run(made.facts)), math.fsum(row.value or 0.0 for row in made.rows)
     paid = math.fsum(costs) / successes if costs is not None and successes else None
     return Standing(made.facts["suite"], model, report(made.rows).overall.effective, paid)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from routing.choose import Fleet
 from routing.errors import NotFound, WrongMethod
 from routing.forward import Reply
 from routing.house import House
@@ -69,11 +70,21 @@ def _listed(house: House, caller: Caller) -> list[dict[str, Any]]:
         if caller.may_use_model(name):
             entry = _entry(name, "model" if name == model.name else "adapter", model.description, ready=fleet.is_ready(name))
             entries.append(entry | {"digest": house.known.digests.get(name, ""), "repo": model.repo or "", "revision": model.revision or "",
-                                    "engine": {key: model.engine[key] for key in _TELLING if key in model.engine}})  # fmt: skip
+                                    "engine": {key: model.engine[key] for key in _TELLING if key in model.engine},
+                                    "price": _price(fleet, name)})  # fmt: skip
     for name, hosted in site.hosted.items():
         if caller.may_use_model(name):
-            entries.append(_entry(name, "hosted", hosted.model.description, ready=fleet.is_ready(name)))
+            entry = _entry(name, "hosted", hosted.model.description, ready=fleet.is_ready(name))
+            entries.append(entry | {"price": _price(fleet, name)})
     return entries
+
+
+def _price(fleet: Fleet, name: str) -> dict[str, float]:
+    """US dollars per million tokens, by the names that models.yaml has for them; nothing where calls pay by their time."""
+    price = fleet.targets[name][0].price
+    if price.wall_gpus:
+        return {}
+    return {"usd_per_million_input_tokens": price.prompt / 1e9, "usd_per_million_output_tokens": price.completion / 1e9}
 
 
 def _entry(name: str, kind: str, description: str, *, ready: bool) -> dict[str, Any]:

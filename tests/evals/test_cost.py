@@ -68,6 +68,16 @@ def test_a_model_has_one_price_or_none():
     assert type(prices)(date="today", hosted=differing).price("m") is None
 
 
+def test_a_run_is_priced_by_the_file_else_by_its_router():
+    """The price file's word counts where it has one; a model on premises costs what its router said when it ran; else it is unknown."""
+    prices = read_prices()
+    told = {"price": {"usd_per_million_input_tokens": 0.1, "usd_per_million_output_tokens": 0.2}}
+    assert prices.of_run({"model": "demo-extractor", "served": told}) == Price(input=0.1, output=0.2)
+    assert prices.of_run({"model": "gpt-5-mini", "served": told}) == prices.price("gpt-5-mini")
+    assert prices.of_run({"model": "demo-extractor", "served": {"price": {}}}) is None
+    assert prices.of_run({"model": "demo-extractor"}) is None
+
+
 def test_every_disagreement_of_the_catalogs_is_listed():
     """Where genai-prices differs from the snapshot by more than 1%, the file says so, for a person to settle."""
     shipped = read_prices()

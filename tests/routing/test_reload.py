@@ -70,7 +70,7 @@ async def test_a_new_task_is_served_and_a_running_stream_goes_on(house, chat, sa
 
 
 async def test_changed_weights_and_prices_count(house, chat):
-    """Traffic follows the weights, and a call costs what models.yaml says now."""
+    """Traffic follows the weights, and a call costs what models.yaml says now, as `/v1/models` does; it says none where time is paid."""
     split = [{"model": "alpha", "weight": 1}, {"model": "beta", "weight": 0}]
     await change(house, "routes", lambda routes: routes["tasks"].append({"name": "split", "candidates": split}))
     assert await answered_by(house, chat, "task/split") == {"alpha": 6}
@@ -80,6 +80,8 @@ async def test_changed_weights_and_prices_count(house, chat):
     price = {"usd_per_million_input_tokens": 1e5, "usd_per_million_output_tokens": 0}
     await change(house, "models", lambda models: models["models"][2].update(price=price))
     assert (await house.ask(chat(model="gamma"))).headers["inhouse-cost-usd"] == "0.7"
+    assert (await house.get("/v1/models/gamma")).json["price"] == price
+    assert (await house.get("/v1/models/alpha")).json["price"] == {}
 
 
 async def test_a_changed_budget_counts_at_once(house, chat):
