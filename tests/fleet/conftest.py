@@ -77,12 +77,16 @@ class Fleet:
         recap = said.partition("PLAY RECAP")[2].splitlines()[1:]
         return {line.split()[0]: int(line.split("changed=")[1].split()[0]) for line in recap if "changed=" in line}
 
-    def ask(self, key: str, timeout_s: float = 60) -> tuple[int, Any]:
-        """(status, headers) of a completion, as a caller asks: over TLS, checking the fleet's authority."""
+    def times(self, said: str) -> str:
+        """Seconds by machine and by the clock, from what a play said last."""
+        return next(line for line in reversed(said.splitlines()) if line.startswith("times: "))
+
+    def ask(self, key: str, timeout_s: float = 60, name: str = "node1") -> tuple[int, Any]:
+        """(status, headers) of a completion, as a caller asks a router: over TLS, checking the fleet's authority."""
         trusted = ssl.create_default_context(cadata=self.lab.ssh("node1", "cat /etc/inhouse/ca.crt"))
         body = {"model": "auto", "max_tokens": 64, "messages": [{"role": "user", "content": "Please confirm AB-4711. 12 pumps go to "
                 "Ann Keller at our Leeds site before 3 May 2027; we pay EUR 980.50."}]}
-        request = urllib.request.Request(f"https://{self.lab.address('node1')}/v1/chat/completions", json.dumps(body).encode(),
+        request = urllib.request.Request(f"https://{self.lab.address(name)}/v1/chat/completions", json.dumps(body).encode(),
                                          {"Content-Type": "application/json", "Authorization": f"Bearer {key}"})
         try:
             with urllib.request.urlopen(request, context=trusted, timeout=timeout_s) as answer:
@@ -134,7 +138,7 @@ def provisioned(folder: Path, groups: dict[str, list[str]]) -> Iterator[Fleet]:
         fleet = Fleet(lab, folder / "hosts.yml", folder)
         fleet.with_groups(**groups)
         if not (folder / "provisioned").exists():
-            fleet.play("site.yml")
+            print(f"\n{folder.name}, bare to answering: {fleet.times(fleet.play('site.yml'))}")
             (folder / "provisioned").touch()
         yield fleet
     finally:

@@ -149,3 +149,15 @@ def test_alerts_and_panels_ask_for_figures_that_exist():
     names = set(re.findall(r"inhouse_[a-z_]+", asked))
     assert len(names) >= 6 and all(f'"{name.removesuffix("_total").removesuffix("_bucket")}"' in source for name in names)
     assert len({rule["alert"] for rule in rules}) == len(rules) and all(": " in rule["annotations"]["summary"] for rule in rules)
+
+
+def test_a_certificates_end_is_a_figure(tmp_path):
+    """What openssl says becomes seconds that Prometheus compares with its clock; a file that is not there is left out."""
+    found = [{"item": "/a.crt", "stdout": "notAfter=Nov  5 09:08:07 2027 GMT"}, {"item": "/b.pem", "stdout": "skipped: none"},
+             {"item": "/c.pem", "stdout": "notAfter=Dec 25 00:00:00 2027 GMT"}]
+    write = {"src": str(ROLES / "exporter/templates/inhouse.prom.j2"), "dest": f"{tmp_path}/told"}
+    given = {"__exporter_ends": {"results": found}, "__exporter_made": {"stat": {"mtime": 1700000000.5}}}
+    play(tmp_path, [{"hosts": "all", "gather_facts": False, "vars": given, "tasks": [{"ansible.builtin.template": write}]}], {"n1": {}}, {})
+    lines = [line for line in (tmp_path / "told").read_text().splitlines() if not line.startswith("#")]
+    assert lines == ['fleet_certificate_end_seconds{file="/a.crt"} 1825405687', 'fleet_certificate_end_seconds{file="/c.pem"} 1829692800',
+                     'fleet_certificate_made_seconds{file="/etc/inhouse/tls/node.crt"} 1700000000']
