@@ -1,6 +1,8 @@
 """The air-gap bundle: what was signed is what is installed, and nothing else; with real ssh-keygen, tar and dpkg, without a mirror."""
 
 import json
+import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -152,3 +154,25 @@ def test_apt_can_read_the_index(tmp_path):
     code = "import sys; sys.path.insert(0, sys.argv[1]); import bundle; print(*bundle._stanzas(bundle.Path(sys.argv[2])))"
     said = subprocess.run([sys.executable, "-c", code, ANSIBLE, tmp_path], capture_output=True, text=True, check=True).stdout
     assert "Package: p\n" in said and "Filename: ./p_1_all.deb\n" in said and "SHA256: " in said
+
+
+@pytest.mark.skipif(shutil.which("apt-get") is None, reason="no apt-get: bundles are made on Debian or Ubuntu")
+def test_packages_come_from_where_this_machine_gets_them(tmp_path):
+    """The controller's own sources, with the nodes' release in its own's place and no backports; a named mirror alone; none is said."""
+    own = platform.freedesktop_os_release()["VERSION_CODENAME"]
+    (tmp_path / "none.list").write_text("")
+    suites = (own, f"{own}-updates", f"{own}-backports", "elsewhere")
+    (tmp_path / "mirror.list").write_text("".join(f"deb http://mirror.example/d {suite} main contrib\n" for suite in suites))
+    code = ("import sys; sys.path.insert(0, sys.argv[1]); import bundle\n"
+            "print(*bundle.sources('next', mirror=sys.argv[2], keyring='K'), sep='\\n')")
+
+    def said(listed: str, mirror: str = "") -> "subprocess.CompletedProcess[str]":
+        (tmp_path / "apt.conf").write_text(f'Dir::Etc::sourcelist "{tmp_path}/{listed}.list";\nDir::Etc::sourceparts "-";\n')
+        return subprocess.run([sys.executable, "-c", code, ANSIBLE, mirror], capture_output=True, text=True, check=False,
+                              env={**os.environ, "APT_CONFIG": str(tmp_path / "apt.conf")})
+
+    both = ("next", "next-updates")
+    assert said("mirror").stdout.splitlines() == [f"deb [signed-by=K] http://mirror.example/d/ {suite} main" for suite in both]
+    named = said("none", "http://mirror.example/ubuntu/").stdout.splitlines()
+    assert named == [f"deb [signed-by=K] http://mirror.example/ubuntu {suite} main universe" for suite in both]
+    assert "name a mirror of the machines' distribution, -e bundle_mirror=" in said("none").stderr
