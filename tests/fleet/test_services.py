@@ -22,6 +22,8 @@ GIVEN = {"release_built": {"models": [{"name": "m"}]},
 H100 = "DRIVER=nvidia\nPCI_CLASS=30200\nPCI_ID=10DE:2330\nPCI_SUBSYS_ID=10DE:16C1\n" * 2 + "PCI_CLASS=68000\nPCI_ID=10DE:22A3\n"
 RTX4090 = "PCI_CLASS=30000\nPCI_ID=10DE:2684\nPCI_SUBSYS_ID=1043:889D\nPCI_CLASS=40300\nPCI_ID=10DE:22BA\n"
 P100 = "PCI_CLASS=30200\nPCI_ID=10DE:15F8\n"
+MI300 = "PCI_CLASS=120000\nPCI_ID=1002:74A1\n"
+UNKNOWN = "PCI_CLASS=30200\nPCI_ID=10DE:3FFF\n"
 NONE = "PCI_CLASS=30000\nPCI_ID=1AF4:1050\nPCI_CLASS=60000\nPCI_ID=8086:1237\n"
 DEBIAN = {"distribution": "Debian", "distribution_major_version": "13", "distribution_version": "13.1"}
 UBUNTU = {"distribution": "Ubuntu", "distribution_major_version": "24", "distribution_version": "24.04"}
@@ -69,11 +71,13 @@ def decided(tmp_path_factory):
     """What the role `gpu` makes of recorded machines."""
     folder = tmp_path_factory.mktemp("gpu")
     hosts = {name: {"recorded": uevents, "recorded_facts": facts} for name, (uevents, facts, _) in CARDS.items()}
-    hosts["cpu"] = {"recorded": NONE, "recorded_facts": DEBIAN}
-    told = ("{{ {'found': gpu_found | int, 'packages': gpu_packages, 'repository': __gpu_repository, 'secure': __gpu_secure_boot}"
-            " | to_json }}")
+    others = {"cpu": NONE, "mi300-debian": MI300, "unknown-ubuntu": UNKNOWN}
+    hosts |= {name: {"recorded": uevents, "recorded_facts": UBUNTU if "ubuntu" in name else DEBIAN} for name, uevents in others.items()}
+    told = ("{{ {'found': gpu_found | int, 'packages': gpu_packages, 'repository': __gpu_repository, 'secure': __gpu_secure_boot,"
+            " 'wrong': __gpu_checks | rejectattr('ok') | map(attribute='message')} | to_json }}")
     given = yaml.safe_load((ROLES / "gpu/defaults/main.yml").read_text()) | {
-        "gpu_recorded": "{{ recorded }}", "ansible_facts": "{{ recorded_facts }}", "__gpu_efi": {"content": "BgAAAAE="}}
+        "gpu_recorded": "{{ recorded }}", "release_requirements": "gpu.txt", "ansible_facts": "{{ recorded_facts }}",
+        "__gpu_efi": {"content": "BgAAAAE="}}
     task = {"ansible.builtin.copy": {"content": told, "dest": f"{folder}/{{{{ inventory_hostname }}}}.json"}}
     files = [str(ROLES / "gpu/vars/main.yml")]
     play(folder, [{"hosts": "all", "gather_facts": False, "vars_files": files, "vars": given, "tasks": [task]}], hosts, {})
@@ -90,6 +94,18 @@ def test_a_card_gets_the_driver_that_runs_it(decided, name):
 def test_a_machine_without_cards_is_left_alone(decided):
     """A virtual display is no card; and Secure Boot is read from the firmware's fifth byte."""
     assert decided["cpu"]["found"] == 0 and decided["cpu"]["secure"] is True
+
+
+@pytest.mark.parametrize(("name", "said"), [
+    ("h100-ubuntu", []), ("rtx-ubuntu", []), ("h100-debian", ["Secure Boot is on, and Debian's kernel modules are built on the machine"]),
+    ("cpu", ["has no NVIDIA card, which requirements/gpu.txt is for (it shows 1AF4:1050); take the machine out of gpu_nodes"]),
+    ("mi300-debian", ["has no NVIDIA card, which requirements/gpu.txt is for (it shows 1002:74A1)"]),
+    ("p100-debian", ["has a card from before Turing (10DE:15F8), on which the pinned CUDA 13 does not compute", "Secure Boot is on"]),
+    ("unknown-ubuntu", ["has an unknown card (10DE:3FFF): see whether NVIDIA lists it for driver branch 580"])])
+def test_a_card_that_cannot_serve_is_told_by_preflight(decided, name, said):
+    """Before anything changes: no card, another maker's, one too old for the wheels, one that nobody knew, modules that would not load."""
+    wrong = decided[name]["wrong"]
+    assert len(wrong) == len(said) and all(told.startswith(part) for told, part in zip(wrong, said, strict=True))
 
 
 def test_who_reaches_what(rendered):
