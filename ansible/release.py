@@ -56,11 +56,16 @@ def _environment(out: Path, requirements: Path, python: str) -> dict[str, Any]:
 
 
 def _release(out: Path, environment: str) -> dict[str, Any]:
-    """The project's wheel, named by its version and twelve digits of a digest over its files and its environment."""
-    digest = hashlib.sha256(environment.encode())
+    """The project's wheel, named by its version and two digests over its environment and files: of what Ray runs, and of all. An upgrade
+    leaves alone the cells whose release has the first one already.
+    """
+    cell, whole = hashlib.sha256(environment.encode()), hashlib.sha256(environment.encode())
     for file in sources():
-        digest.update(f"{file.relative_to(ROOT)}\0".encode() + file.read_bytes())
-    name = f"{_version()}-{digest.hexdigest()[:12]}"
+        entry = f"{file.relative_to(ROOT)}\0".encode() + file.read_bytes()
+        whole.update(entry)
+        if _is_of_cells(file.relative_to(ROOT)):
+            cell.update(entry)
+    name = f"{_version()}-{cell.hexdigest()[:10]}-{whole.hexdigest()[:10]}"
 
     def fill(draft: Path) -> None:
         with tempfile.TemporaryDirectory() as copy:  # setuptools leaves folders beside what it builds, and reads old ones
@@ -71,6 +76,11 @@ def _release(out: Path, environment: str) -> dict[str, Any]:
             pip("wheel", "--no-deps", "--wheel-dir", str(draft / "wheels"), copy)
 
     return {"id": name, **packed(out / "releases" / f"{name}.tar", fill)}
+
+
+def _is_of_cells(file: Path) -> bool:
+    """Whether a cell runs it: the command and the room `serving`, which imports no other. Models come by bundles and a catalog."""
+    return file == Path("inhouse.py") or (file.parts[0] == "serving" and "demo" not in file.parts and file.suffix in (".py", ".json"))
 
 
 def sources() -> list[Path]:

@@ -1,6 +1,5 @@
 """Fleets of real systemd machines for the tests marked `fleet`, provisioned over SSH with the shipped playbook."""
 
-import importlib.util
 import json
 import os
 import socket
@@ -15,11 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import lab
 import pytest
 import yaml
+from load import Load
 
 ANSIBLE = Path(__file__).parents[2] / "ansible"
 PACKAGES = ("acl", "ca-certificates", "haproxy", "libnuma1", "nftables", "openssl", "postgresql", "python3-venv", "rsync")
@@ -35,22 +35,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = kept
 
 
-def beside(name: str) -> ModuleType:
-    """A module of this folder; pytest's importlib mode leaves test folders off the path."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
-def lab_file() -> ModuleType:
-    """`lab.py`, for tests with a machine of their own."""
-    return beside("lab")
-
-
 @dataclass(frozen=True)
 class Fleet:
     """Provisioned machines; node1 is head, router and data."""
@@ -63,11 +47,10 @@ class Fleet:
 
     def with_groups(self, **groups: list[str]) -> None:
         """Writes an administrator's hosts.yml, with what is the lab's own."""
-        lab = self.lab
-        variables = {"ansible_user": "root", "ansible_ssh_private_key_file": str(lab.key), "base_update_cache": False,
-                     "ansible_ssh_common_args": " ".join(lab.options()[2:]), "release_build": str(beside("lab").CACHE / "build"),
+        variables = {"ansible_user": "root", "ansible_ssh_private_key_file": str(self.lab.key), "base_update_cache": False,
+                     "ansible_ssh_common_args": " ".join(self.lab.options()[2:]), "release_build": str(lab.CACHE / "build"),
                      "preflight_report": str(self.folder / "preflight.json")}
-        children = {group: {"hosts": {name: {"ansible_host": lab.address(name)} for name in names}} for group, names in groups.items()}
+        children = {group: {"hosts": {name: {"ansible_host": self.lab.address(name)} for name in names}} for group, names in groups.items()}
         self.inventory.write_text(yaml.safe_dump({"all": {"vars": variables, "children": children}}))
 
     def play(self, playbook: str, *arguments: str, succeeds: bool = True, tree: Path | None = None) -> str:
@@ -83,12 +66,16 @@ class Fleet:
         recap = said.partition("PLAY RECAP")[2].splitlines()[1:]
         return {line.split()[0]: int(line.split("changed=")[1].split()[0]) for line in recap if "changed=" in line}
 
-    def ask(self, key: str, timeout_s: float = 60) -> tuple[int, Any]:
-        """(status, headers) of a completion, as a caller asks: over TLS, checking the fleet's authority."""
+    def times(self, said: str) -> str:
+        """Seconds by machine and by the clock, from what a play said last."""
+        return next(line for line in reversed(said.splitlines()) if line.startswith("times: "))
+
+    def ask(self, key: str, timeout_s: float = 60, name: str = "node1") -> tuple[int, Any]:
+        """(status, headers) of a completion, as a caller asks a router: over TLS, checking the fleet's authority."""
         trusted = ssl.create_default_context(cadata=self.lab.ssh("node1", "cat /etc/inhouse/ca.crt"))
         body = {"model": "auto", "max_tokens": 64, "messages": [{"role": "user", "content": "Please confirm AB-4711. 12 pumps go to "
                 "Ann Keller at our Leeds site before 3 May 2027; we pay EUR 980.50."}]}
-        request = urllib.request.Request(f"https://{self.lab.address('node1')}/v1/chat/completions", json.dumps(body).encode(),
+        request = urllib.request.Request(f"https://{self.lab.address(name)}/v1/chat/completions", json.dumps(body).encode(),
                                          {"Content-Type": "application/json", "Authorization": f"Bearer {key}"})
         try:
             with urllib.request.urlopen(request, context=trusted, timeout=timeout_s) as answer:
@@ -111,7 +98,7 @@ class Fleet:
 
     def load(self, key: str) -> Any:
         """Callers who go on asking inside a `with`; see `load.py`."""
-        return beside("load").Load(self.lab.address("node1"), key, self.lab.ssh("node1", "cat /etc/inhouse/ca.crt"))
+        return Load(self.lab.address("node1"), key, self.lab.ssh("node1", "cat /etc/inhouse/ca.crt"))
 
     def books(self, name: str = "node1") -> dict[str, str]:
         """A digest of every row of keys, teams, budgets, runs and ledger in a machine's database, without what workers hold for now."""
@@ -149,24 +136,23 @@ def provisioned(folder: Path, groups: dict[str, list[str]], *, packages: tuple[s
     """Machines booted and provisioned, which end with the block. They have no way out: everything comes from the controller and the base
     image's package cache. `variables` are the administrator's, given the lab.
     """
-    lab_file = beside("lab")
-    if reason := lab_file.missing():
+    if reason := lab.missing():
         pytest.fail(f"can't boot nodes here ({reason}); on Debian as root: apt install mmdebstrap systemd-container nftables iproute2")
     folder = kept(folder)
-    lab = lab_file.Lab(folder / "lab", lab_file.base_image(packages))
+    machines = lab.Lab(folder / "lab", lab.base_image(packages))
     try:
-        lab.up(len({name for names in groups.values() for name in names}))
-        fleet = Fleet(lab, folder / "hosts.yml", folder, ansible, python)
+        machines.up(len({name for names in groups.values() for name in names}))
+        fleet = Fleet(machines, folder / "hosts.yml", folder, ansible, python)
         fleet.with_groups(**groups)
         (folder / "group_vars").mkdir(exist_ok=True)
-        (folder / "group_vars/all.yml").write_text(yaml.safe_dump(variables(lab)))
+        (folder / "group_vars/all.yml").write_text(yaml.safe_dump(variables(machines)))
         if not (folder / "provisioned").exists():
-            fleet.play("site.yml")
+            print(f"\n{folder.name}, bare to answering: {fleet.times(fleet.play('site.yml'))}")
             (folder / "provisioned").touch()
         yield fleet
     finally:
         if "INHOUSE_FLEET" not in os.environ:
-            lab.down()
+            machines.down()
 
 
 @pytest.fixture(scope="session")

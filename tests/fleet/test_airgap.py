@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import lab
 import pytest
 
 pytestmark = pytest.mark.fleet
@@ -55,12 +56,12 @@ class Message(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def carried(tmp_path_factory, lab_file, place):
+def carried(tmp_path_factory, place):
     """The site's controller, which has Python and ssh: the bundle unpacked, its project beside it, Ansible from it, as README says."""
     folder = place(tmp_path_factory.mktemp("carried", numbered=False))
     if (folder / "ready").exists():
         return folder
-    began, build = time.monotonic(), lab_file.CACHE / "build"
+    began, build = time.monotonic(), lab.CACHE / "build"
     made = run(Path(__file__).parents[2] / "ansible", "ansible-playbook", "bundle.yml", "-e", f"release_build={build}")
     newest = max(build.glob("inhouse-bundle-*.tar"), key=lambda path: path.stat().st_mtime)
     print(f"\nbundle: {newest.stat().st_size / 1e9:.2f} GB, made in {time.monotonic() - began:.0f} s")
@@ -91,9 +92,9 @@ def run(folder: Path, *command) -> str:
 @pytest.fixture(scope="module")
 def site(carried, tmp_path_factory, provision):
     """The machine, provisioned from the bundle."""
-    def variables(lab):
+    def variables(machines):
         return json.loads((carried / "variables.json").read_text()) | {
-            "monitoring_webhook": f"http://{outside(lab)}:8099/",
+            "monitoring_webhook": f"http://{outside(machines)}:8099/",
             "jupyterlab_users": [{"name": "ann", "port": 8801}, {"name": "bob", "port": 8802}]}
 
     began = time.monotonic()
@@ -103,9 +104,9 @@ def site(carried, tmp_path_factory, provision):
         yield fleet
 
 
-def outside(lab) -> str:
-    """This machine's address on the lab's network."""
-    return f"{lab.address('node1').rpartition('.')[0]}.1"
+def outside(machines) -> str:
+    """This machine's address on their network."""
+    return f"{machines.address('node1').rpartition('.')[0]}.1"
 
 
 def status(site, url: str, **headers: str) -> int:

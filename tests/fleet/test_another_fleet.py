@@ -16,3 +16,17 @@ def test_a_backup_is_restored_on_another_fleet(fleet, key, one):
     one.play("restore.yml", "-e", f"backup_file={dump}")
     assert one.books() == fleet.books()
     one.await_answer(key)
+
+
+def test_a_machine_is_added(one, key):
+    """As a worker and a second router, whose endpoint answers at once; callers of the first one wait for its port, which moves to the
+    network, and are not refused.
+    """
+    one.lab.up(2)
+    one.with_groups(head=["node1"], data=["node1"], router=["node1", "node2"], gpu_nodes=["node1", "node2"])
+    with one.load(key) as load:
+        print(f"\na machine added: {one.times(one.play('site.yml'))}")
+    print(f"while it was added: {load.told()}")
+    assert load.seen and load.failures() == []
+    assert one.ask(key, name="node2")[0] == 200
+    assert set(one.changed(one.play("site.yml")).values()) == {0}

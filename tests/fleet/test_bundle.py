@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rehearsal import ANSIBLE, inventory, tool
 
-ANSIBLE = Path(__file__).parents[2] / "ansible"
 PROBE = """
 import json, sys
 from pathlib import Path
@@ -123,13 +123,10 @@ def test_another_signer_is_refused(made, copy, tmp_path):
 def test_preflight_refuses_a_spoilt_bundle_before_a_machine_is_touched(made, copy, tmp_path):
     """It is a failure of the verdict, beside what is wrong with machines."""
     alter(copy)
-    host = {"ansible_host": "127.0.0.1", "ansible_port": 1}
-    groups = {name: {"hosts": {"n1": host}} for name in ("head", "router", "data", "gpu_nodes")}
-    (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"all": {"children": groups}}))
-    said = subprocess.run([Path(sys.executable).parent / "ansible-playbook", "preflight.yml", "-i", tmp_path / "hosts.yml", "-e",
-                           json.dumps({"release_bundle": str(copy), "release_signers": str(made / "signers"),
-                                       "preflight_report": str(tmp_path / "verdict.json")})],
-                          capture_output=True, text=True, check=False, cwd=ANSIBLE)
+    hosts = inventory(tmp_path, {"n1": {"ansible_host": "127.0.0.1", "ansible_port": 1}},
+                      {group: ["n1"] for group in ("head", "router", "data", "gpu_nodes")})
+    extra = {"release_bundle": str(copy), "release_signers": str(made / "signers"), "preflight_report": str(tmp_path / "verdict.json")}
+    said = tool("ansible-playbook", "preflight.yml", "-i", hosts, "-e", json.dumps(extra))
     failures = json.loads((tmp_path / "verdict.json").read_text())["failures"]
     assert said.returncode and "models/m.tar is not what was signed" in failures[0] and "n1: does not answer" in failures[1]
 

@@ -1,6 +1,7 @@
 """Three bare machines become a fleet that answers over TLS, and stay one. Real systemd, SSH, Ray, vLLM and PostgreSQL; minutes each."""
 
 import json
+import urllib.request
 
 import pytest
 
@@ -21,20 +22,43 @@ def test_a_second_run_changes_nothing(fleet):
 
 
 def test_only_ssh_and_the_tls_endpoint_are_reachable(fleet):
-    """From outside, every other port of every machine is silent; with the firewall stopped Ray and Serve are not, so this can fail."""
+    """From outside, every other port of every machine is silent."""
     found = {name: fleet.reachable(name) for name in ("node1", "node2", "node3")}
     assert found == {"node1": [22, 443], "node2": [22], "node3": [22]}
-    fleet.lab.ssh("node1", "systemctl stop nftables-inhouse")
-    try:
-        assert {6379, 8100} <= set(fleet.reachable("node1"))
-    finally:
-        fleet.lab.ssh("node1", "systemctl start nftables-inhouse")
+
+
+def told(fleet, name: str, url: str) -> str:
+    """The status that a machine gets from one of its own addresses, without a key or a token."""
+    code = f"import urllib.request as u, urllib.error as e\ntry: print(u.urlopen('{url}').status)\nexcept e.HTTPError as x: print(x.code)"
+    return fleet.lab.ssh(name, f'python3 -c "{code}"').strip()
 
 
 def test_ray_refuses_who_has_no_token(fleet):
-    """Also on the head itself, where no firewall stands between: its API asks for the token."""
-    code = "import urllib.request as u, urllib.error as e\ntry: print(u.urlopen('http://127.0.0.1:8265/api/serve/applications/').status)\n"
-    assert fleet.lab.ssh("node1", f"python3 -c \"{code}except e.HTTPError as x: print(x.code)\"").strip() == "401"
+    """Also on the head itself, where no firewall stands between: its APIs for jobs and models ask for the token."""
+    for path in ("api/serve/applications/", "api/jobs/"):
+        assert told(fleet, "node1", f"http://127.0.0.1:8265/{path}") == "401"
+
+
+def test_an_unhardened_machine_shows_itself(fleet):
+    """The two tests before can fail. Without the firewall the scan sees Ray, the database and Serve, whose models then answer without a
+    key; a Ray that was started as its manual says lists its jobs for everybody.
+    """
+    bare = ("systemd-run -q --unit=bare-ray -E RAY_AUTH_MODE=disabled -E HOME=/tmp -p RuntimeMaxSec=300 /opt/inhouse/cell/bin/python -m "
+            "ray.scripts.scripts start --head --block --num-cpus=0 --port=9379 --dashboard-host=0.0.0.0 --dashboard-port=9265")
+    head, worker = fleet.lab.address("node1"), fleet.lab.address("node2")
+    for name in ("node1", "node2"):
+        fleet.lab.ssh(name, "systemctl stop nftables-inhouse")
+    try:
+        assert {5432, 6379, 8100} <= set(fleet.reachable("node1")) and {6800, 11000} & set(fleet.reachable("node2"))
+        with urllib.request.urlopen(f"http://{head}:8100/models/demo-extractor/v1/models", timeout=10) as answer:
+            assert answer.status == 200
+        fleet.lab.ssh("node2", f"{bare}; for i in $(seq 120); do sleep 1; ss -ltn | grep -q :9265 && exit; done; exit 1")
+        with urllib.request.urlopen(f"http://{worker}:9265/api/jobs/", timeout=30) as answer:
+            assert json.load(answer) == []
+    finally:
+        fleet.lab.ssh("node2", "systemctl stop bare-ray", check=False)
+        for name in ("node1", "node2"):
+            fleet.lab.ssh(name, "systemctl start nftables-inhouse")
 
 
 def test_units_are_hardened(fleet):

@@ -80,18 +80,30 @@ def test_a_changed_password_of_the_database_costs_no_request(fleet, key):
     assert "password authentication failed" in refused
 
 
-def test_a_new_token_and_new_certificates_are_taken_into_use(fleet, key):
-    """`site.yml` installs them and interrupts nothing; `upgrade.yml` restarts the cell with them, and the old token is refused."""
-    old = fleet.lab.ssh("node1", "cat /etc/inhouse/ray-token").strip()
-    serial = "openssl x509 -in /etc/inhouse/tls/node.crt -noout -serial"
-    before = fleet.lab.ssh("node2", serial)
+def test_certificates_are_renewed_by_the_line_for_cron(fleet, key):
+    """The edge and the database show new ones, and no request is lost; a day later the same line changes nothing."""
+    address, line = fleet.lab.address("node1"), ("site.yml", "--tags", "pki,postgresql,edge,monitoring")
+    shown = [f"openssl s_client -connect {address}:{port} </dev/null 2>/dev/null | openssl x509 -noout -serial"
+             for port in ("443", "5432 -starttls postgres")]
+    before = [fleet.lab.ssh("node1", command) for command in shown]
     with fleet.load(key) as load:
-        said = fleet.play("site.yml", "-e", "cell_token=00112233445566778899aabbccddeeff", "-e", "pki_renew_days=400")
-    print(f"\nnew certificates on the edge: {load.told()}")
-    assert load.failures() == [] and "upgrade.yml" in said and fleet.lab.ssh("node2", serial) != before
+        fleet.play(*line, "-e", "pki_renew_days=400")
+    print(f"\ncertificates renewed: {load.told()}")
+    after = [fleet.lab.ssh("node1", command) for command in shown]
+    assert load.seen and load.failures() == [] and after[0] == after[1] != before[0]
+    assert set(fleet.changed(fleet.play(*line)).values()) == {0}
+
+
+def test_a_new_token_is_taken_into_use(fleet, key):
+    """`site.yml` installs it and interrupts nothing; `upgrade.yml` restarts the cell with it, and the old one is refused."""
+    old = fleet.lab.ssh("node1", "cat /etc/inhouse/ray-token").strip()
+    with fleet.load(key) as load:
+        said = fleet.play("site.yml", "-e", "cell_token=00112233445566778899aabbccddeeff")
+    print(f"\nnew token installed: {load.told()}")
+    assert load.failures() == [] and "upgrade.yml" in said
     with fleet.load(key) as load:
         fleet.play("upgrade.yml")
-    print(f"\none cell restarted for them: {load.told()}")
+    print(f"\none cell restarted for it: {load.told()}")
     assert fleet.ask(key)[0] == 200
     ask = ("import urllib.request as u, urllib.error as e\ntry: print(u.urlopen(u.Request('http://127.0.0.1:8265/api/serve/applications/', "
            f"headers={{'Authorization': 'Bearer {old}'}})).status)\nexcept e.HTTPError as x: print(x.code)")
@@ -157,6 +169,16 @@ def test_a_backup_brings_keys_budgets_and_ledger_back(fleet, key):
     assert fleet.books() == before
     fleet.await_answer(key)
     assert fleet.ask(limited)[0] == 200 and fleet.ask(later)[0] == 401
+
+
+def test_backups_are_made_by_themselves_and_old_ones_end(fleet):
+    """The nightly unit makes a dump, and removes what is older than two weeks."""
+    folder = "/var/backups/inhouse"
+    fleet.lab.ssh("node1", f"cd {folder} && touch -d '15 days ago' inhouse-old.dump && touch -d '13 days ago' inhouse-kept.dump")
+    before = fleet.lab.ssh("node1", f"ls {folder}").split()
+    fleet.lab.ssh("node1", "systemctl start inhouse-backup && systemctl is-enabled inhouse-backup.timer")
+    after = fleet.lab.ssh("node1", f"ls {folder}").split()
+    assert set(before) - set(after) == {"inhouse-old.dump"} and len(set(after) - set(before)) == 1
 
 
 def test_a_dump_that_is_none_leaves_the_books_as_they_are(fleet, key):

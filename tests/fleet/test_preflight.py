@@ -1,14 +1,10 @@
 """Bad input is told before anything changes: what preflight makes of inventories and of recorded machines; no machine is asked."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-import yaml
+from rehearsal import ROLES, inventory, play, tool
 
-ANSIBLE = Path(__file__).parents[2] / "ansible"
 GROUPS = {"head": ["n1"], "router": ["n1"], "data": ["n1"], "gpu_nodes": ["n1"]}
 FACTS = {"distribution": "Debian", "distribution_major_version": "12", "distribution_version": "12.8", "architecture": "x86_64",
          "service_mgr": "systemd", "python": {"version": {"major": 3, "minor": 11}}, "memtotal_mb": 16000}
@@ -54,30 +50,19 @@ INVENTORIES = {
 }
 
 
-def tool(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    """ansible-playbook in ansible/."""
-    return subprocess.run([Path(sys.executable).parent / "ansible-playbook", *arguments], capture_output=True, text=True, check=False,
-                          cwd=ANSIBLE)
-
-
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
     """(failures, notes) of the role, of each of several recorded machines."""
     folder = tmp_path_factory.mktemp("preflight")
-    role = ANSIBLE / "roles" / "preflight"
+    role = ROLES / "preflight"
     hosts = {"n1": WELL, "half": WELL | {"__preflight_parts": {"stdout_lines": [f"{ENVIRONMENTS} whole", f"{RELEASES} half"]}}}
     hosts |= {name.replace(" ", "_"): WELL | found for name, (found, _) in ILL.items()}
-    groups = {group: {"hosts": dict.fromkeys(hosts if group in ("gpu_nodes", "router") else names)} for group, names in GROUPS.items()}
-    (folder / "hosts.yml").write_text(yaml.safe_dump({"all": {
-        "hosts": {name: {key.replace("ansible_", "recorded_"): value for key, value in found.items()} for name, found in hosts.items()},
-        "children": groups, "vars": {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}}}))
-    told = "{{ {'failures': __preflight_wrong, 'notes': __preflight_half} | to_json }}"
-    (folder / "play.yml").write_text(yaml.safe_dump([{
-        "hosts": "all", "gather_facts": False, "vars": {"ansible_facts": "{{ recorded_facts }}"},
-        "vars_files": [str(role / "defaults/main.yml"), str(role / "vars/main.yml")],
-        "tasks": [{"ansible.builtin.copy": {"content": told, "dest": f"{folder}/{{{{ inventory_hostname }}}}"}}]}]))
-    said = tool("-i", str(folder / "hosts.yml"), str(folder / "play.yml"))
-    assert said.returncode == 0, said.stdout + said.stderr
+    groups = {group: list(hosts) if group in ("gpu_nodes", "router") else names for group, names in GROUPS.items()}
+    copy = {"content": "{{ {'failures': __preflight_wrong, 'notes': __preflight_half} | to_json }}",
+            "dest": f"{folder}/{{{{ inventory_hostname }}}}"}
+    recorded = {name: {key.replace("ansible_", "recorded_"): value for key, value in found.items()} for name, found in hosts.items()}
+    play(folder, [{"vars": {"ansible_facts": "{{ recorded_facts }}"}, "tasks": [{"ansible.builtin.copy": copy}],
+                   "vars_files": [str(role / "defaults/main.yml"), str(role / "vars/main.yml")]}], recorded, groups)
     return {name: json.loads((folder / name).read_text()) for name in hosts}
 
 
@@ -105,9 +90,7 @@ def test_a_wrong_inventory_is_told(tmp_path, name):
     playbook = "site.yml" if name == "no router" else "preflight.yml"
     used = {host for names in groups.values() for host in names}
     hosts = {host: {"ansible_host": f"127.0.0.{host[1]}", "ansible_port": 1} | variables.get(host, {}) for host in used}
-    children = {group: {"hosts": dict.fromkeys(names)} for group, names in groups.items()}
-    (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": hosts, "children": children}}))
-    run = tool(playbook, "-i", str(tmp_path / "hosts.yml"), "-e", f"preflight_report={tmp_path}/verdict.json")
+    run = tool("ansible-playbook", playbook, "-i", inventory(tmp_path, hosts, groups), "-e", f"preflight_report={tmp_path}/verdict.json")
     verdict = json.loads((tmp_path / "verdict.json").read_text())
     assert run.returncode and not verdict["ok"] and said in verdict["failures"][0] and "Prepare every machine" not in run.stdout
     assert verdict["failures"][-1].startswith(f"{max(hosts)}: does not answer")

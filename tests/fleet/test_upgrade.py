@@ -23,9 +23,15 @@ def another(folder: Path, file: str, change: str) -> Path:
 
 
 def releases(fleet) -> set[str]:
-    """What the machines' links and the router say is in use."""
-    links = {fleet.lab.ssh(name, "readlink /opt/inhouse/current").strip().rsplit("/")[-1] for name in ("node1", "node2", "node3")}
+    """What the machines' links, a cell's and that of all else, and the router say is in use."""
+    read = "basename -a $(readlink /opt/inhouse/current /opt/inhouse/cell)"
+    links = {link for name in ("node1", "node2", "node3") for link in fleet.lab.ssh(name, read).split()}
     return links | {fleet.lab.ssh("node1", "systemctl show -P StatusText inhouse-router").split("/")[-2]}
+
+
+def ray_since(fleet) -> list[str]:
+    """When each machine's Ray was started."""
+    return [fleet.lab.ssh(name, "systemctl show -P ActiveEnterTimestampMonotonic inhouse-cell") for name in ("node1", "node2", "node3")]
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +54,16 @@ def test_one_cell_is_away_for_a_bounded_time(fleet, key, tmp_path):
     print(f"\nupgrade of one cell: {load.told()}")
     assert set(load.failures()) <= {"502", "503"} and fleet.ask(key)[0] == 200
     assert len(releases(fleet)) == 1 and releases(fleet).isdisjoint(before)
+
+
+def test_a_release_that_changes_nothing_for_models_leaves_them_alone(fleet, key, tmp_path):
+    """The router's successor takes over, Ray goes on as it was started, and one cell is enough for no request to be lost."""
+    before, since = releases(fleet), ray_since(fleet)
+    with fleet.load(key) as load:
+        fleet.play("upgrade.yml", tree=another(tmp_path, "routing/errors.py", "# another release\n"))
+    print(f"\nupgrade of the router alone: {load.told()}")
+    assert load.seen and load.failures() == [] and ray_since(fleet) == since
+    assert releases(fleet) - before == {fleet.lab.ssh("node1", "systemctl show -P StatusText inhouse-router").split("/")[-2]}
 
 
 def test_a_release_whose_models_do_not_start_goes_back(fleet, key, tmp_path):
@@ -86,6 +102,16 @@ def test_a_lost_head_of_two_costs_no_more_than_the_streams_on_it(cells, key):
         cells.lab.ssh("node1", is_back, patience_s=400)
     print(f"\none head of two lost: {load.told()}")
     assert set(load.failures()) <= {"cut stream"} and len(load.failures()) <= load.streams
+
+
+def test_old_releases_are_removed_and_those_in_use_are_not(cells, key):
+    """Ray's and the routers' stay, and what is asked or started anew afterwards still answers."""
+    used = releases(cells)
+    cells.play("prune.yml", "-e", "release_keep=1")
+    left = [cells.lab.ssh(name, "ls /opt/inhouse/releases").split() for name in ("node1", "node2", "node3")]
+    assert all(set(there) <= used and there for there in left)
+    cells.lab.ssh("node1", "systemctl restart inhouse-router")
+    cells.await_answer(key)
 
 
 def test_reset_leaves_nothing_of_ours(cells, key):

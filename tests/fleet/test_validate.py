@@ -7,12 +7,10 @@ import ssl
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
-import yaml
+from rehearsal import ANSIBLE, inventory, play
 
-ANSIBLE = Path(__file__).parents[2] / "ansible"
 ROLE = ANSIBLE / "roles" / "validate"
 GROUPS = {"head": ["n1"], "router": ["n1"], "data": ["n1"], "gpu_nodes": ["n1"]}
 CERTIFICATE = ("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=x")
@@ -24,6 +22,7 @@ WELL = {
     "__validate_certificate": {"rc": 0},
     "__validate_rules": {"rc": 0, "stdout": "chain input { policy drop; }"},
     "__validate_current": {"stat": {"lnk_source": "/opt/inhouse/releases/1"}},
+    "__validate_ray": {"results": [{"stat": {"mtime": 9.0}}, {"stat": {"mtime": 8.0}}, {"stat": {"exists": False}}]},
     "__validate_backups": {"matched": 1},
     "__validate_ready": {"status": 200, "json": {"models": {"m": True}}},
     "__validate_read": {"results": [{"content": "bW9kZWxzOiBbe25hbWU6IG19XQ=="}, {"content": ""}]},
@@ -39,32 +38,21 @@ ILL = {
     "__validate_certificate": ({"rc": 1}, "node.crt is missing or ends within 21 days"),
     "__validate_rules": ({"rc": 1, "stdout": ""}, "no table inet inhouse"),
     "__validate_current": ({"stat": {"exists": False}}, "runs release none"),
+    "__validate_ray": ({"results": [{"stat": {"mtime": 7.0}}, {"stat": {"mtime": 8.0}}]}, "run upgrade.yml"),
     "__validate_backups": ({"matched": 0}, "no backup is younger than 26 hours"),
     "__validate_ready": ({"status": 503, "json": {"models": {"m": False}}}, "not ready: m"),
     "__validate_seen": ({"stdout": json.dumps({"open": [22, 443, 6379], "days_left": None, "models": {"m": "refused"}})}, "m: refused"),
 }
 
 
-def tool(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    """ansible-playbook in ansible/."""
-    return subprocess.run([Path(sys.executable).parent / "ansible-playbook", *arguments], capture_output=True, text=True, check=False,
-                          cwd=ANSIBLE)
-
-
 @pytest.fixture
 def judge(tmp_path):
     """What the role says is wrong, of each of several machines' findings; no machine is asked."""
     def failures(*findings):
-        (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"all": {
-            "vars": {"ansible_connection": "local", "ansible_python_interpreter": sys.executable},
-            "children": {group: {"hosts": dict.fromkeys(names)} for group, names in GROUPS.items()}}}))
-        plays = [{"hosts": "n1", "gather_facts": False, "vars_files": [str(ROLE / "defaults/main.yml"), str(ROLE / "vars/main.yml")],
-                  "tasks": [{"ansible.builtin.set_fact": found},
-                            {"ansible.builtin.copy": {"content": "{{ __validate_wrong | to_json }}", "dest": f"{tmp_path}/{i}"}}]}
-                 for i, found in enumerate(findings)]
-        (tmp_path / "play.yml").write_text(yaml.safe_dump(plays))
-        said = tool("-i", str(tmp_path / "hosts.yml"), str(tmp_path / "play.yml"))
-        assert said.returncode == 0, said.stdout + said.stderr
+        play(tmp_path, [{"vars_files": [str(ROLE / "defaults/main.yml"), str(ROLE / "vars/main.yml")],
+                         "tasks": [{"ansible.builtin.set_fact": found},
+                                   {"ansible.builtin.copy": {"content": "{{ __validate_wrong | to_json }}", "dest": f"{tmp_path}/{i}"}}]}
+                        for i, found in enumerate(findings)], {"n1": {}}, GROUPS)
         return [json.loads((tmp_path / str(i)).read_text()) for i in range(len(findings))]
 
     return failures
@@ -141,9 +129,7 @@ def verdict(name: str, *arguments: str) -> tuple[int, dict]:
 
 def test_a_machine_that_does_not_answer_is_a_failure(tmp_path):
     """It is named, and the command ends with 1."""
-    host = {"ansible_host": "127.0.0.1", "ansible_port": 1}
-    (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"all": {"children": {name: {"hosts": {"n1": host}} for name in GROUPS}}}))
-    code, told = verdict("validate", "-i", str(tmp_path / "hosts.yml"))
+    code, told = verdict("validate", "-i", str(inventory(tmp_path, {"n1": {"ansible_host": "127.0.0.1", "ansible_port": 1}}, GROUPS)))
     assert (code, told["failures"], told["ok"]) == (1, ["n1: does not answer at 127.0.0.1"], False)
 
 
