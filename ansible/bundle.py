@@ -8,6 +8,7 @@ import argparse
 import hashlib
 import json
 import os
+import platform
 import subprocess
 import sys
 import tarfile
@@ -67,12 +68,12 @@ def _project(target: Path) -> None:
                     archive.add(path, f"inhouse/{inside}")
 
 
-def packages(out: Path, names: list[str], *, mirror: str, suite: str, keyring: Path) -> Path:
+def packages(out: Path, names: list[str], sources: list[str]) -> Path:
     """A tar with the named packages and all they depend on, whatever a node has already, as a repository for apt. Raises `ReleaseError`.
 
-    Needs apt-get and dpkg-deb, not root; asks the mirror for the suite, its updates and, of Debian, its security updates.
+    Needs apt-get and dpkg-deb, not root.
     """
-    key = "\n".join([mirror, suite, *sorted(names)])
+    key = "\n".join([*sources, *sorted(names)])
     target = out / "packages" / f"{hashlib.sha256(key.encode()).hexdigest()[:12]}.tar"
     target.parent.mkdir(parents=True, exist_ok=True)
 
@@ -82,13 +83,11 @@ def packages(out: Path, names: list[str], *, mirror: str, suite: str, keyring: P
             for inner in ("lists/partial", "cache/archives/partial", "dpkg"):
                 (root / inner).mkdir(parents=True)
             (root / "dpkg/status").touch()
-            security = [f"deb [signed-by={keyring}] {mirror}-security {suite}-security main"] if mirror.endswith("/debian") else []
-            lines = [f"deb [signed-by={keyring}] {mirror} {name} main{' universe' if 'ubuntu' in mirror else ''}"
-                     for name in (suite, f"{suite}-updates")]
-            (root / "sources.list").write_text("\n".join([*lines, *security, ""]), encoding="utf-8")
+            (root / "sources.list").write_text("\n".join([*sources, ""]), encoding="utf-8")
             settings = {"Dir::State::Lists": root / "lists", "Dir::State::status": root / "dpkg/status", "Dir::Cache": root / "cache",
                         "Dir::Etc::sourcelist": root / "sources.list", "Dir::Etc::sourceparts": "-", "Dir::Etc::preferencesparts": "-",
-                        "APT::Architecture": "amd64", "APT::Install-Recommends": "false", "APT::Sandbox::User": "", "Dpkg::Use-Pty": "0"}
+                        "APT::Architecture": "amd64", "APT::Install-Recommends": "false", "APT::Sandbox::User": "", "Dpkg::Use-Pty": "0",
+                        "APT::Update::Error-Mode": "any"}
             options = [f"-o{name}={value}" for name, value in settings.items()]
             _run("apt-get", *options, "-qq", "update")
             _run("apt-get", *options, "-qq", "--yes", "--download-only", "install", *names)
@@ -97,6 +96,27 @@ def packages(out: Path, names: list[str], *, mirror: str, suite: str, keyring: P
         (draft / "Packages").write_text("\n".join(_stanzas(draft)), encoding="utf-8")
 
     return Path(release.packed(target, fill)["tar"])
+
+
+def sources(suite: str, *, mirror: str, keyring: Path) -> list[str]:
+    """Lines for apt: of a mirror its suite, the suite's updates and, of Debian, security updates. Where no mirror is named, the places
+    where this machine gets those of its own release. Raises `ReleaseError` where it has none.
+    """
+    if mirror:
+        parts, base = ("main universe" if "ubuntu" in mirror else "main"), mirror.rstrip("/")
+        rows = [(base, suite, parts), (base, f"{suite}-updates", parts)]
+        rows += [(f"{base}-security", f"{suite}-security", "main")] if base.endswith("/debian") else []
+    else:
+        own = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
+        line = "$(REPO_URI) $(RELEASE) $(COMPONENT)"
+        said = _run("apt-get", "indextargets", "--no-release-info", "--format", line, "Created-By: Packages")
+        places = {f"{own}{part}": f"{suite}{part}" for part in ("", "-updates", "-security")}
+        found = dict.fromkeys(tuple(line.split()) for line in said.splitlines())
+        rows = [(uri, places[there], part) for uri, there, part in found if there in places and part in ("main", "universe")]
+        if not rows:
+            raise ReleaseError(f"apt on this machine has no source of its own release `{own}`: name a mirror of the machines' "
+                               "distribution, -e bundle_mirror=http://mirror/debian or `bundle_mirror` in the inventory")
+    return [f"deb [signed-by={keyring}] {uri} {there} {parts}" for uri, there, parts in rows]
 
 
 def _stanzas(folder: Path) -> Iterator[str]:
@@ -186,7 +206,7 @@ def _run(*command: str) -> str:
 def _create(asked: argparse.Namespace) -> dict[str, Any]:
     out = asked.out.resolve()
     built = release.build(out, requirements=asked.requirements, catalog=asked.catalog, home=asked.home, python=asked.python)
-    debs = packages(out, asked.packages.split(), mirror=asked.mirror, suite=asked.suite, keyring=asked.keyring)
+    debs = packages(out, asked.packages.split(), sources(asked.suite, mirror=asked.mirror, keyring=asked.keyring))
     target = out / f"inhouse-bundle-{built['release']['id']}.tar"
     if not asked.signer.exists():
         asked.signer.parent.mkdir(parents=True, exist_ok=True)
@@ -205,7 +225,7 @@ def main() -> None:
     release.add_arguments(making)
     making.add_argument("--signer", type=Path, required=True, help="the private key that signs; made where it is not there")
     making.add_argument("--packages", required=True, help="names of the distribution's packages, with spaces between")
-    making.add_argument("--mirror", required=True)
+    making.add_argument("--mirror", default="", help="the nodes' distribution; where it is not named, this machine's own sources")
     making.add_argument("--suite", required=True)
     making.add_argument("--keyring", type=Path, required=True)
     for verb, what in (("verify", "hold every file against the signed list"), ("read", "print what an unpacked bundle holds")):

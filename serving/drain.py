@@ -28,12 +28,8 @@ def drain(api: ServeApi, ip: str, *, gcs: str, environment: Mapping[str, str], t
         nodes = node_ids(api.details(), ip)
         for node in nodes:
             _ask(node, gcs, environment, timeout_s)
-        deadline = time.monotonic() + timeout_s
-        while left := replicas(api.details(), ip):
-            if time.monotonic() > deadline:
-                raise DrainError(f"{ip} still runs {', '.join(left)} after {timeout_s:.0f} s; is there room for them on other machines?")
-            tell(f"waiting for {', '.join(left)} to leave {ip}")
-            time.sleep(1)
+        _until_none(lambda: replicas(api.details(), ip), timeout_s, lambda left: tell(f"waiting for {left} to leave {ip}"),
+                    late=f"{ip} still runs {{left}} after {timeout_s:.0f} s; is there room for them on other machines?")
     except (ServeRefusedError, ServeUnreachableError) as error:
         raise DrainError(f"{ip} is not drained: {error}") from error
 
@@ -42,14 +38,21 @@ def empty(api: ServeApi, *, http_port: int, host: str, timeout_s: float, tell: C
     """Takes every model off the cell; returns when their requests have ended. Raises `DrainError` when they have not in time."""
     try:
         api.deploy({"proxy_location": "EveryNode", "http_options": {"host": host, "port": http_port}, "applications": []})
-        deadline = time.monotonic() + timeout_s
-        while left := sorted(api.details()["applications"]):
-            if time.monotonic() > deadline:
-                raise DrainError(f"{', '.join(left)} still answer after {timeout_s:.0f} s; `inhouse cell deploy` brings the others back")
-            tell(f"waiting for the requests of {', '.join(left)}")
-            time.sleep(1)
+        _until_none(lambda: sorted(api.details()["applications"]), timeout_s, lambda left: tell(f"waiting for the requests of {left}"),
+                    late=f"{{left}} still answer after {timeout_s:.0f} s; `inhouse cell deploy` brings the others back")
     except (ServeRefusedError, ServeUnreachableError) as error:
         raise DrainError(f"the cell is not emptied: {error}") from error
+
+
+def _until_none(names: Callable[[], list[str]], timeout_s: float, tell: Callable[[str], None], *, late: str) -> None:
+    """Asks every second until no name is left. Raises `DrainError` with `late`, which names `{left}`, when time is up."""
+    deadline = time.monotonic() + timeout_s
+    while found := names():
+        left = ", ".join(found)
+        if time.monotonic() > deadline:
+            raise DrainError(late.format(left=left))
+        tell(left)
+        time.sleep(1)
 
 
 def node_ids(details: Mapping[str, Any], ip: str) -> list[str]:

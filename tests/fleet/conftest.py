@@ -1,26 +1,30 @@
 """Fleets of real systemd machines for the tests marked `fleet`, provisioned over SSH with the shipped playbook."""
 
-import importlib.util
 import json
 import os
+import socket
 import ssl
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import lab
 import pytest
 import yaml
+from load import Load
 
 ANSIBLE = Path(__file__).parents[2] / "ansible"
 PACKAGES = ("acl", "ca-certificates", "haproxy", "libnuma1", "nftables", "openssl", "postgresql", "python3-venv", "rsync")
+ASKED = [22, 80, 443, 3000, 5000, 5432, 5443, 6379, *range(6800, 6806), 8000, 8100, 8265, 8404, 8443, 8500, 8801, 8802, 9090, 9093, 9100,
+         9101, 9400, 10001, 44217, 44227, *range(11000, 12000), *range(30000, 30010)]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -31,22 +35,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = kept
 
 
-def beside(name: str) -> ModuleType:
-    """A module of this folder; pytest's importlib mode leaves test folders off the path."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
-def lab_file() -> ModuleType:
-    """`lab.py`, for tests with a machine of their own."""
-    return beside("lab")
-
-
 @dataclass(frozen=True)
 class Fleet:
     """Provisioned machines; node1 is head, router and data."""
@@ -54,21 +42,22 @@ class Fleet:
     lab: Any
     inventory: Path
     folder: Path
+    ansible: Path = ANSIBLE
+    python: Path = Path(sys.executable)  # the controller's
 
     def with_groups(self, **groups: list[str]) -> None:
         """Writes an administrator's hosts.yml, with what is the lab's own."""
-        lab = self.lab
-        variables = {"ansible_user": "root", "ansible_ssh_private_key_file": str(lab.key), "base_update_cache": False,
-                     "ansible_ssh_common_args": " ".join(lab.options()[2:]), "release_build": str(beside("lab").CACHE / "build"),
+        variables = {"ansible_user": "root", "ansible_ssh_private_key_file": str(self.lab.key), "base_update_cache": False,
+                     "ansible_ssh_common_args": " ".join(self.lab.options()[2:]), "release_build": str(lab.CACHE / "build"),
                      "preflight_report": str(self.folder / "preflight.json")}
-        children = {group: {"hosts": {name: {"ansible_host": lab.address(name)} for name in names}} for group, names in groups.items()}
+        children = {group: {"hosts": {name: {"ansible_host": self.lab.address(name)} for name in names}} for group, names in groups.items()}
         self.inventory.write_text(yaml.safe_dump({"all": {"vars": variables, "children": children}}))
 
-    def play(self, playbook: str, *arguments: str, succeeds: bool = True, tree: Path = ANSIBLE) -> str:
+    def play(self, playbook: str, *arguments: str, succeeds: bool = True, tree: Path | None = None) -> str:
         """What ansible-playbook prints, run from a checkout's `ansible`; it must end as `succeeds` says."""
-        program = Path(sys.executable).parent / "ansible-playbook"
+        program = self.python.parent / "ansible-playbook"
         said = subprocess.run([program, "-i", self.inventory, playbook, *arguments], capture_output=True, text=True, check=False,
-                              cwd=tree, env={**os.environ, "ANSIBLE_NOCOLOR": "1"}, timeout=2400)
+                              cwd=tree or self.ansible, env={**os.environ, "ANSIBLE_NOCOLOR": "1"}, timeout=2400)
         assert (said.returncode == 0) == succeeds, said.stdout[-6000:] + said.stderr[-2000:]
         return said.stdout
 
@@ -95,9 +84,21 @@ class Fleet:
             with error:
                 return error.code, dict(error.headers)
 
+    def reachable(self, name: str) -> list[int]:
+        """The ports of a machine that take a connection from outside the fleet."""
+        def knock(port: int) -> bool:
+            try:
+                with socket.create_connection((self.lab.address(name), port), timeout=2):
+                    return True
+            except OSError:
+                return False
+
+        with ThreadPoolExecutor(100) as pool:
+            return [port for port, is_open in zip(ASKED, pool.map(knock, ASKED), strict=True) if is_open]
+
     def load(self, key: str) -> Any:
         """Callers who go on asking inside a `with`; see `load.py`."""
-        return beside("load").Load(self.lab.address("node1"), key, self.lab.ssh("node1", "cat /etc/inhouse/ca.crt"))
+        return Load(self.lab.address("node1"), key, self.lab.ssh("node1", "cat /etc/inhouse/ca.crt"))
 
     def books(self, name: str = "node1") -> dict[str, str]:
         """A digest of every row of keys, teams, budgets, runs and ledger in a machine's database, without what workers hold for now."""
@@ -121,29 +122,49 @@ class Fleet:
             time.sleep(1)
 
 
-@contextmanager
-def provisioned(folder: Path, groups: dict[str, list[str]]) -> Iterator[Fleet]:
-    """Machines booted and provisioned, which end with the block. They have no way out: everything comes from the controller and the base
-    image's package cache. INHOUSE_FLEET names a folder where they are kept instead, for the next run; `python tests/fleet/lab.py FOLDER`
+def kept(folder: Path) -> Path:
+    """Where a lab's folder lies: INHOUSE_FLEET names a place where machines are kept for the next run; `python tests/fleet/lab.py PLACE`
     ends those.
     """
-    lab_file = beside("lab")
-    if reason := lab_file.missing():
+    place = os.environ.get("INHOUSE_FLEET")
+    return Path(place) / folder.name if place else folder
+
+
+@contextmanager
+def provisioned(folder: Path, groups: dict[str, list[str]], *, packages: tuple[str, ...] = PACKAGES, ansible: Path = ANSIBLE,
+                python: Path = Path(sys.executable), variables: Callable[[Any], dict[str, Any]] = lambda _: {}) -> Iterator[Fleet]:
+    """Machines booted and provisioned, which end with the block. They have no way out: everything comes from the controller and the base
+    image's package cache. `variables` are the administrator's, given the lab.
+    """
+    if reason := lab.missing():
         pytest.fail(f"can't boot nodes here ({reason}); on Debian as root: apt install mmdebstrap systemd-container nftables iproute2")
-    kept = os.environ.get("INHOUSE_FLEET")
-    folder = Path(kept) / folder.name if kept else folder
-    lab = lab_file.Lab(folder / "lab", lab_file.base_image(PACKAGES))
+    folder = kept(folder)
+    machines = lab.Lab(folder / "lab", lab.base_image(packages))
     try:
-        lab.up(len({name for names in groups.values() for name in names}))
-        fleet = Fleet(lab, folder / "hosts.yml", folder)
+        machines.up(len({name for names in groups.values() for name in names}))
+        fleet = Fleet(machines, folder / "hosts.yml", folder, ansible, python)
         fleet.with_groups(**groups)
+        (folder / "group_vars").mkdir(exist_ok=True)
+        (folder / "group_vars/all.yml").write_text(yaml.safe_dump(variables(machines)))
         if not (folder / "provisioned").exists():
             print(f"\n{folder.name}, bare to answering: {fleet.times(fleet.play('site.yml'))}")
             (folder / "provisioned").touch()
         yield fleet
     finally:
-        if not kept:
-            lab.down()
+        if "INHOUSE_FLEET" not in os.environ:
+            machines.down()
+
+
+@pytest.fixture(scope="session")
+def provision() -> Callable[..., Any]:
+    """`provisioned`, for tests with machines of their own."""
+    return provisioned
+
+
+@pytest.fixture(scope="session")
+def place() -> Callable[[Path], Path]:
+    """`kept`, for what such tests make beside their machines."""
+    return kept
 
 
 @pytest.fixture(scope="session")

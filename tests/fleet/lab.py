@@ -20,7 +20,6 @@ from pathlib import Path
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "inhouse-fleet"
 _CGROUPS = [Path("/sys/fs/cgroup") / name for name in ("systemd", "unified")]
 _BARE = ("systemd", "systemd-sysv", "dbus", "openssh-server", "python3", "python3-apt", "sudo", "iproute2", "ca-certificates", "procps")
-_SUITE = "bookworm"
 # Writes down who it is, restarts a node that asks for a reboot (133), and passes our end on to it.
 _LOOP = """echo $$ > $PIDFILE; for cgroup in $CGROUPS; do echo $$ > $cgroup/cgroup.procs; done
 trap 'stop=1; kill -TERM $child' TERM; stop=
@@ -35,17 +34,17 @@ def missing() -> str:
     return f"not installed: {' '.join(programs)}" if programs else ""
 
 
-def base_image(packages: tuple[str, ...]) -> Path:
+def base_image(packages: tuple[str, ...], suite: str = "bookworm") -> Path:
     """A bare Debian, made once. It has an SSH server and Python; `packages` lie downloaded in apt's cache, as from a mirror nearby."""
-    image = CACHE / f"{_SUITE}-{hashlib.sha256(' '.join((*_BARE, *packages)).encode()).hexdigest()[:8]}"
+    image = CACHE / f"{suite}-{hashlib.sha256(' '.join((*_BARE, *packages)).encode()).hexdigest()[:8]}"
     if not image.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
-        draft = CACHE / f"{_SUITE}.draft"
+        draft = CACHE / f"{suite}.draft"
         shutil.rmtree(draft, ignore_errors=True)
         download = f'chroot "$1" apt-get install -y --download-only --no-install-recommends {" ".join(packages)}'
         _run("mmdebstrap", "--quiet", "--variant=apt", f"--include={','.join(_BARE)}", "--format=directory", "--skip=cleanup/apt",
              "--aptopt=Binary::apt-get::APT::Keep-Downloaded-Packages \"true\"",
-             f"--customize-hook={download}", _SUITE, str(draft))
+             f"--customize-hook={download}", suite, str(draft))
         draft.rename(image)
     return image
 

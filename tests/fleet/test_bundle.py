@@ -1,6 +1,8 @@
 """The air-gap bundle: what was signed is what is installed, and nothing else; with real ssh-keygen, tar and dpkg, without a mirror."""
 
 import json
+import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -9,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rehearsal import ANSIBLE, inventory, tool
 
-ANSIBLE = Path(__file__).parents[2] / "ansible"
 PROBE = """
 import json, sys
 from pathlib import Path
@@ -121,13 +123,10 @@ def test_another_signer_is_refused(made, copy, tmp_path):
 def test_preflight_refuses_a_spoilt_bundle_before_a_machine_is_touched(made, copy, tmp_path):
     """It is a failure of the verdict, beside what is wrong with machines."""
     alter(copy)
-    host = {"ansible_host": "127.0.0.1", "ansible_port": 1}
-    groups = {name: {"hosts": {"n1": host}} for name in ("head", "router", "data", "gpu_nodes")}
-    (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"all": {"children": groups}}))
-    said = subprocess.run([Path(sys.executable).parent / "ansible-playbook", "preflight.yml", "-i", tmp_path / "hosts.yml", "-e",
-                           json.dumps({"release_bundle": str(copy), "release_signers": str(made / "signers"),
-                                       "preflight_report": str(tmp_path / "verdict.json")})],
-                          capture_output=True, text=True, check=False, cwd=ANSIBLE)
+    hosts = inventory(tmp_path, {"n1": {"ansible_host": "127.0.0.1", "ansible_port": 1}},
+                      {group: ["n1"] for group in ("head", "router", "data", "gpu_nodes")})
+    extra = {"release_bundle": str(copy), "release_signers": str(made / "signers"), "preflight_report": str(tmp_path / "verdict.json")}
+    said = tool("ansible-playbook", "preflight.yml", "-i", hosts, "-e", json.dumps(extra))
     failures = json.loads((tmp_path / "verdict.json").read_text())["failures"]
     assert said.returncode and "models/m.tar is not what was signed" in failures[0] and "n1: does not answer" in failures[1]
 
@@ -152,3 +151,25 @@ def test_apt_can_read_the_index(tmp_path):
     code = "import sys; sys.path.insert(0, sys.argv[1]); import bundle; print(*bundle._stanzas(bundle.Path(sys.argv[2])))"
     said = subprocess.run([sys.executable, "-c", code, ANSIBLE, tmp_path], capture_output=True, text=True, check=True).stdout
     assert "Package: p\n" in said and "Filename: ./p_1_all.deb\n" in said and "SHA256: " in said
+
+
+@pytest.mark.skipif(shutil.which("apt-get") is None, reason="no apt-get: bundles are made on Debian or Ubuntu")
+def test_packages_come_from_where_this_machine_gets_them(tmp_path):
+    """The controller's own sources, with the nodes' release in its own's place and no backports; a named mirror alone; none is said."""
+    own = platform.freedesktop_os_release()["VERSION_CODENAME"]
+    (tmp_path / "none.list").write_text("")
+    suites = (own, f"{own}-updates", f"{own}-backports", "elsewhere")
+    (tmp_path / "mirror.list").write_text("".join(f"deb http://mirror.example/d {suite} main contrib\n" for suite in suites))
+    code = ("import sys; sys.path.insert(0, sys.argv[1]); import bundle\n"
+            "print(*bundle.sources('next', mirror=sys.argv[2], keyring='K'), sep='\\n')")
+
+    def said(listed: str, mirror: str = "") -> "subprocess.CompletedProcess[str]":
+        (tmp_path / "apt.conf").write_text(f'Dir::Etc::sourcelist "{tmp_path}/{listed}.list";\nDir::Etc::sourceparts "-";\n')
+        return subprocess.run([sys.executable, "-c", code, ANSIBLE, mirror], capture_output=True, text=True, check=False,
+                              env={**os.environ, "APT_CONFIG": str(tmp_path / "apt.conf")})
+
+    both = ("next", "next-updates")
+    assert said("mirror").stdout.splitlines() == [f"deb [signed-by=K] http://mirror.example/d/ {suite} main" for suite in both]
+    named = said("none", "http://mirror.example/ubuntu/").stdout.splitlines()
+    assert named == [f"deb [signed-by=K] http://mirror.example/ubuntu {suite} main universe" for suite in both]
+    assert "name a mirror of the machines' distribution, -e bundle_mirror=" in said("none").stderr

@@ -65,3 +65,12 @@ def test_a_head_that_is_away_is_said():
         drain(away, "10.0.0.2", gcs="127.0.0.1:9", environment={}, timeout_s=1)
     with pytest.raises(DrainError, match="the cell is not emptied"):
         empty(away, http_port=8100, host="127.0.0.1", timeout_s=1)
+
+
+def test_who_waits_is_told_for_what_and_for_how_long():
+    """Each second the models that are still there; no longer than was asked, and the error names those that stayed."""
+    told = []
+    draining._until_none(iter([["a", "b"], ["b"], []]).__next__, 60, told.append, late="")
+    assert told == ["a, b", "b"]
+    with pytest.raises(DrainError, match=r"^b still runs$"):
+        draining._until_none(lambda: ["b"], -1, told.append, late="{left} still runs")

