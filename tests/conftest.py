@@ -21,7 +21,7 @@ from serving.sockets import free_ports
 from serving.status import ModelStatus, status
 
 ENGINE = {"max_model_len": 1024, "max_num_seqs": 32, "kv_cache_memory_bytes": 2**26, "enforce_eager": True}
-_WITH_ENGINES = ("first_light", "notebooks", "serving")  # folders whose tests start Ray and vLLM
+_WITH_ENGINES = ("first_light", "notebooks", "routing_bench", "serving")  # folders whose tests start Ray and vLLM
 
 settings.register_profile("house", deadline=None, max_examples=60)  # a busy machine is no failure
 settings.load_profile("house")
