@@ -98,16 +98,18 @@ def packages(out: Path, names: list[str], sources: list[str]) -> Path:
     return Path(release.packed(target, fill)["tar"])
 
 
-def sources(suite: str, *, mirror: str, keyring: Path) -> list[str]:
+def sources(suite: str, *, mirror: str, keyring: str) -> list[str]:
     """Lines for apt: of a mirror its suite, the suite's updates and, of Debian, security updates. Where no mirror is named, the places
-    where this machine gets those of its own release. Raises `ReleaseError` where it has none.
+    where this machine gets those of its own release; where no keyring is, its distribution's. Raises `ReleaseError` where it has none.
     """
+    here = platform.freedesktop_os_release()
+    keys = keyring or f"/usr/share/keyrings/{here['ID']}-archive-keyring.gpg"
     if mirror:
         parts, base = ("main universe" if "ubuntu" in mirror else "main"), mirror.rstrip("/")
         rows = [(base, suite, parts), (base, f"{suite}-updates", parts)]
         rows += [(f"{base}-security", f"{suite}-security", "main")] if base.endswith("/debian") else []
     else:
-        own = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
+        own = here.get("VERSION_CODENAME", "")
         line = "$(REPO_URI) $(RELEASE) $(COMPONENT)"
         said = _run("apt-get", "indextargets", "--no-release-info", "--format", line, "Created-By: Packages")
         places = {f"{own}{part}": f"{suite}{part}" for part in ("", "-updates", "-security")}
@@ -116,7 +118,7 @@ def sources(suite: str, *, mirror: str, keyring: Path) -> list[str]:
         if not rows:
             raise ReleaseError(f"apt on this machine has no source of its own release `{own}`: name a mirror of the machines' "
                                "distribution, -e bundle_mirror=http://mirror/debian or `bundle_mirror` in the inventory")
-    return [f"deb [signed-by={keyring}] {uri} {there} {parts}" for uri, there, parts in rows]
+    return [f"deb [signed-by={keys}] {uri} {there} {parts}" for uri, there, parts in rows]
 
 
 def _stanzas(folder: Path) -> Iterator[str]:
@@ -227,7 +229,7 @@ def main() -> None:
     making.add_argument("--packages", required=True, help="names of the distribution's packages, with spaces between")
     making.add_argument("--mirror", default="", help="the nodes' distribution; where it is not named, this machine's own sources")
     making.add_argument("--suite", required=True)
-    making.add_argument("--keyring", type=Path, required=True)
+    making.add_argument("--keyring", default="", help="the keys of that distribution; where they are not named, this machine's own")
     for verb, what in (("verify", "hold every file against the signed list"), ("read", "print what an unpacked bundle holds")):
         one = verbs.add_parser(verb, help=what)
         one.add_argument("folder", type=Path)

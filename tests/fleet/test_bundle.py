@@ -161,11 +161,11 @@ def test_packages_come_from_where_this_machine_gets_them(tmp_path):
     suites = (own, f"{own}-updates", f"{own}-backports", "elsewhere")
     (tmp_path / "mirror.list").write_text("".join(f"deb http://mirror.example/d {suite} main contrib\n" for suite in suites))
     code = ("import sys; sys.path.insert(0, sys.argv[1]); import bundle\n"
-            "print(*bundle.sources('next', mirror=sys.argv[2], keyring='K'), sep='\\n')")
+            "print(*bundle.sources('next', mirror=sys.argv[2], keyring=sys.argv[3]), sep='\\n')")
 
-    def said(listed: str, mirror: str = "") -> "subprocess.CompletedProcess[str]":
+    def said(listed: str, mirror: str = "", keyring: str = "K") -> "subprocess.CompletedProcess[str]":
         (tmp_path / "apt.conf").write_text(f'Dir::Etc::sourcelist "{tmp_path}/{listed}.list";\nDir::Etc::sourceparts "-";\n')
-        return subprocess.run([sys.executable, "-c", code, ANSIBLE, mirror], capture_output=True, text=True, check=False,
+        return subprocess.run([sys.executable, "-c", code, ANSIBLE, mirror, keyring], capture_output=True, text=True, check=False,
                               env={**os.environ, "APT_CONFIG": str(tmp_path / "apt.conf")})
 
     both = ("next", "next-updates")
@@ -173,3 +173,4 @@ def test_packages_come_from_where_this_machine_gets_them(tmp_path):
     named = said("none", "http://mirror.example/ubuntu/").stdout.splitlines()
     assert named == [f"deb [signed-by=K] http://mirror.example/ubuntu {suite} main universe" for suite in both]
     assert "name a mirror of the machines' distribution, -e bundle_mirror=" in said("none").stderr
+    assert Path(said("mirror", keyring="").stdout.split("signed-by=")[1].split("]")[0]).is_file()

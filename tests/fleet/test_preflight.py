@@ -42,7 +42,7 @@ INVENTORIES = {
     "no router": (GROUPS | {"router": []}, {}, "the inventory has no machine in `router`; inventory/example shows one"),
     "a misspelt group": (GROUPS | {"gpu_node": ["n2"]}, {}, "n2 is in none of the groups that site.yml knows"),
     "a head that is none": (GROUPS | {"gpu_nodes": ["n2"]}, {"n2": {"cell_head": "n9"}}, "cell_head of n2 names n9, which"),
-    "one address twice": (GROUPS | {"gpu_nodes": ["n2"]}, {"n2": {"ansible_host": "127.0.0.1"}}, "two machines have one address"),
+    "one address twice": (GROUPS | {"gpu_nodes": ["n2"]}, {"n2": {"inhouse_ip": "10.0.0.1"}}, "two machines have one address"),
     "MLflow without its database": (GROUPS | {"mlflow": ["n2"]}, {}, "put n2 into `data` too"),
     "two notebooks on a port": (GROUPS, {"n1": {"jupyterlab_users": [USER, USER | {"name": "b"}]}}, "a port of its own"),
     "a user who would be a path": (GROUPS, {"n1": {"jupyterlab_users": [USER | {"name": "../a"}]}}, "a name of letters and digits"),
@@ -85,12 +85,24 @@ def test_an_earlier_run_that_did_not_end_is_noted(told):
 
 @pytest.mark.parametrize("name", INVENTORIES)
 def test_a_wrong_inventory_is_told(tmp_path, name):
-    """The verdict names it, beside a machine that does not answer, and the play ends there."""
+    """A single fault is a single failure, with what to do; and whether machines can be looked at at all."""
     groups, variables, said = INVENTORIES[name]
-    playbook = "site.yml" if name == "no router" else "preflight.yml"
+    root = ROLES.parents[1]
+    own = {"release_catalog": f"{root}/serving/models.yaml", "router_routes": f"{root}/routing/routes.yaml",
+           "release_requirements": f"{root}/requirements/cpu.txt"}
     used = {host for names in groups.values() for host in names}
-    hosts = {host: {"ansible_host": f"127.0.0.{host[1]}", "ansible_port": 1} | variables.get(host, {}) for host in used}
-    run = tool("ansible-playbook", playbook, "-i", inventory(tmp_path, hosts, groups), "-e", f"preflight_report={tmp_path}/verdict.json")
+    hosts = {host: own | {"inhouse_ip": f"10.0.0.{host[1]}"} | variables.get(host, {}) for host in used}
+    copy = {"content": "{{ [preflight_inventory, preflight_has_groups] | to_json }}", "dest": f"{tmp_path}/told"}
+    play(tmp_path, [{"tasks": [{"ansible.builtin.include_role": {"name": "preflight", "tasks_from": "inventory"}},
+                               {"ansible.builtin.copy": copy, "run_once": True}]}], hosts, groups)
+    failures, has_groups = json.loads((tmp_path / "told").read_text())
+    assert len(failures) == 1 and said in failures[0] and has_groups == (name != "no router")
+
+
+def test_a_wrong_inventory_ends_the_play_before_anything_changes(tmp_path):
+    """The verdict names it, beside a machine that does not answer, and `site.yml` goes no further."""
+    file = inventory(tmp_path, {"n1": {"ansible_host": "127.0.0.1", "ansible_port": 1}}, GROUPS | {"router": []})
+    said = tool("ansible-playbook", "site.yml", "-i", file, "-e", f"preflight_report={tmp_path}/verdict.json")
     verdict = json.loads((tmp_path / "verdict.json").read_text())
-    assert run.returncode and not verdict["ok"] and said in verdict["failures"][0] and "Prepare every machine" not in run.stdout
-    assert verdict["failures"][-1].startswith(f"{max(hosts)}: does not answer")
+    assert said.returncode and not verdict["ok"] and "Prepare every machine" not in said.stdout
+    assert "no machine in `router`" in verdict["failures"][0] and verdict["failures"][1] == "n1: does not answer at 127.0.0.1"
