@@ -21,7 +21,7 @@ async def test_an_interactive_call_goes_before_the_batch_that_waits(house):
     engine = open_store(house.home)
     key = keys.create(engine, "nightly", is_batch=True)
     engine.dispose()
-    lengths = [150 + 25 * i for i in range(PLACES)] + [900] * WAITING
+    lengths = [300 + 19 * i for i in range(PLACES)] + [900] * WAITING
     async with openai.AsyncOpenAI(base_url=f"{house.url}/v1", api_key=key, max_retries=0, timeout=300) as sdk:
 
         async def one(n):
