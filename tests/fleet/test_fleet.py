@@ -43,7 +43,8 @@ def test_an_unhardened_machine_shows_itself(fleet):
     """The two tests before can fail. Without the firewall the scan sees Ray, the database and Serve, whose models then answer without a
     key; a Ray that was started as its manual says lists its jobs for everybody.
     """
-    bare = ("systemd-run -q --unit=bare-ray -E RAY_AUTH_MODE=disabled -E HOME=/tmp -p RuntimeMaxSec=300 /opt/inhouse/cell/bin/python -m "
+    bare = ("systemd-run -q --unit=bare-ray -E RAY_AUTH_MODE=disabled -E HOME=/tmp -E RAY_raylet_start_wait_time_s=180 "
+            "-E RAY_agent_register_timeout_ms=120000 -p RuntimeMaxSec=400 /opt/inhouse/cell/bin/python -m "
             "ray.scripts.scripts start --head --block --num-cpus=0 --port=9379 --dashboard-host=0.0.0.0 --dashboard-port=9265")
     head, worker = fleet.lab.address("node1"), fleet.lab.address("node2")
     for name in ("node1", "node2"):
@@ -52,7 +53,7 @@ def test_an_unhardened_machine_shows_itself(fleet):
         assert {5432, 6379, 8100} <= set(fleet.reachable("node1")) and {6800, 11000} & set(fleet.reachable("node2"))
         with urllib.request.urlopen(f"http://{head}:8100/models/demo-extractor/v1/models", timeout=10) as answer:
             assert answer.status == 200
-        fleet.lab.ssh("node2", f"{bare}; for i in $(seq 120); do sleep 1; ss -ltn | grep -q :9265 && exit; done; exit 1")
+        fleet.lab.ssh("node2", f"{bare}; for i in $(seq 240); do sleep 1; ss -ltn | grep -q :9265 && exit; done; exit 1")
         with urllib.request.urlopen(f"http://{worker}:9265/api/jobs/", timeout=30) as answer:
             assert json.load(answer) == []
     finally:
