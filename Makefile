@@ -45,7 +45,7 @@ status: setup  ## show processes, models, readiness, memory and tokens per secon
 	@$(BIN)/inhouse status
 
 test: setup lint  ## install what is needed and run all tests, real vLLM and Ray included
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup
+	@$(BIN)/python -m pytest
 
 # INHOUSE_FLEET=folder keeps the machines for the next run; `python tests/fleet/lab.py folder` ends them.
 test-fleet: setup  ## boot systemd machines on this one and walk through the day-two table (root, Debian; about an hour)

@@ -21,17 +21,9 @@ from serving.sockets import free_ports
 from serving.status import ModelStatus, status
 
 ENGINE = {"max_model_len": 1024, "max_num_seqs": 32, "kv_cache_memory_bytes": 2**26, "enforce_eager": True}
-_WITH_ENGINES = ("first_light", "notebooks", "routing_bench", "serving")  # folders whose tests start Ray and vLLM
 
 settings.register_profile("house", deadline=None, max_examples=60)  # a busy machine is no failure
 settings.load_profile("house")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests are spread over processes, those of a file stay together, and all that start engines: two houses at once are too much
-    for a laptop."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("engines" if item.path.parent.name in _WITH_ENGINES else item.path.name))
 
 
 def tiny() -> ModuleType:

@@ -295,7 +295,7 @@ async def test_a_run_takes_the_digest_from_this_machines_router(start_router):
     endpoint = Endpoint(f"http://127.0.0.1:{router.port}/v1", "beta", key=router.key, onprem=True)
     made = await asyncio.to_thread(ask, "extraction", endpoint, router.home / "notebook", limit=1)
     assert made.facts["model_digest"] == house.digest("beta")
-    assert set(made.facts["served"]) == {"repo", "revision", "engine"}
+    assert set(made.facts["served"]) == {"repo", "revision", "engine", "price"}
     assert await identity_at(f"http://127.0.0.1:{router.port}/v1", "nobody", router.key) == Identity()
     assert await identity_at("http://127.0.0.1:9/v1", "beta", "") == Identity()
 
