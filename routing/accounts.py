@@ -256,7 +256,7 @@ def _upsert(connection: Connection, into: str, rows: Sequence[tuple[Any, ...]], 
         some = rows[start : start + 500]
         marks = ", ".join([f"({_marks(some[0])})"] * len(some))
         direct(connection, f"INSERT INTO {into} VALUES {marks} ON CONFLICT ({on}) DO UPDATE SET {changes}",  # noqa: S608 (names of ours)
-             tuple(chain.from_iterable(some)))  # fmt: skip
+               tuple(chain.from_iterable(some)))  # fmt: skip
 
 
 def sweep(engine: Engine, clock: Clock = database_clock) -> int:
