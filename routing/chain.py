@@ -14,7 +14,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -155,8 +155,9 @@ class Chain:
         """The last file, its size, the chain's head and a half line after it. Nothing is read where nobody else has written."""
         if self._mine is not None:
             path, size, head = self._mine
-            if size <= self._segment_bytes and path.exists() and path.stat().st_size == size:  # a larger one may have a successor
-                return path, size, head, b""
+            with suppress(FileNotFoundError):
+                if size <= self._segment_bytes and path.stat().st_size == size:  # a larger one may have a successor
+                    return path, size, head, b""
         segments = self._place.segments()
         head, torn, size = _end(segments, self._key)
         return segments[-1] if segments else None, size, head, torn

@@ -7,7 +7,6 @@ share a router and an upstream without setting anything up in them, and can run 
 import asyncio
 import base64
 import contextlib
-import itertools
 import json
 import os
 import re
@@ -550,11 +549,10 @@ def start_upstream() -> Iterator[Callable[..., Upstream]]:
         one.close()
 
 
-@pytest.fixture(scope="session")
-def start_router(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Router]]:
-    """Starts routers, and ends them all with the session."""
+@contextlib.contextmanager
+def routers(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Router]]:
+    """What starts routers; all of them end with the block."""
     started: list[Router] = []
-    counter = itertools.count()
 
     def start(
         *,
@@ -565,9 +563,10 @@ def start_router(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -
         database: str = "",
         program: Sequence[str] = ("-m", "routing.server"),
         environment: Mapping[str, str] | None = None,
+        home: Path | None = None,
         **routes: Any,
     ) -> Router:
-        home = tmp_path_factory.mktemp(f"router{next(counter)}")
+        home = home or tmp_path_factory.mktemp("router")
         cells = cells or [f"http://127.0.0.1:{upstream.port}"]
         write_site(home, cells=cells, limits=limits or {}, taught=taught, **routes)
         port = free_port()
@@ -594,24 +593,40 @@ def start_router(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -
         assert router.process.poll() is None, log.read_text()
         return router
 
-    yield start
-    for router in started:
-        router.process.terminate()
-    for router in started:
-        router.stop()
+    try:
+        yield start
+    finally:
+        for router in started:
+            router.process.terminate()
+        for router in started:
+            router.stop()
+
+
+@pytest.fixture(scope="module")
+def start_router(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Router]]:
+    """Starts routers for a file's tests, and ends them after it: the idle ones would take a third of a core from those that come later."""
+    with routers(upstream, tmp_path_factory) as start:
+        yield start
 
 
 @pytest.fixture(scope="session")
-def router(start_router: Callable[..., Router]) -> Router:
+def start_shared(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Router]]:
+    """Starts the routers that several files share."""
+    with routers(upstream, tmp_path_factory) as start:
+        yield start
+
+
+@pytest.fixture(scope="session")
+def router(start_shared: Callable[..., Router]) -> Router:
     """A router with one worker and patient limits, which can tell tasks."""
     limits = {"body_bytes": 1 << 20, "header_bytes": 8192, "answer_bytes": 1 << 20}
-    return start_router(limits=limits, taught=True, media_domains=["media.example"])
+    return start_shared(limits=limits, taught=True, media_domains=["media.example"])
 
 
 @pytest.fixture(scope="session")
-def hasty(start_router: Callable[..., Router]) -> Router:
+def hasty(start_shared: Callable[..., Router]) -> Router:
     """A router whose limits of time are short."""
-    return start_router(
+    return start_shared(
         limits={
             "header_timeout_s": 1.0,
             "body_timeout_s": 1.0,
@@ -625,9 +640,9 @@ def hasty(start_router: Callable[..., Router]) -> Router:
 
 
 @pytest.fixture(scope="session")
-def pair(start_router: Callable[..., Router]) -> Router:
+def pair(start_shared: Callable[..., Router]) -> Router:
     """A router with two workers, which train at the same moment."""
-    return start_router(workers=2, taught=True)
+    return start_shared(workers=2, taught=True)
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ def _doors() -> ModuleType:
 
 
 _shared = _doors()
-upstream, start_router, say = _shared.upstream, _shared.start_router, _shared.say
+upstream, start_shared, say = _shared.upstream, _shared.start_shared, _shared.say
 chat, wait_until, tag = _shared._chat, _shared._wait_until, _shared.tag
 PRICE = {"usd_per_million_input_tokens": 20, "usd_per_million_output_tokens": 20}  # 20,000 nano-USD a token
 
@@ -126,11 +126,11 @@ def write_site() -> Callable[..., None]:
 
 
 @pytest.fixture(scope="session", params=["sqlite", "postgresql"])
-def toll(request: pytest.FixtureRequest, start_router: Callable[..., Any]) -> Iterator[Any]:
+def toll(request: pytest.FixtureRequest, start_shared: Callable[..., Any]) -> Iterator[Any]:
     """A router of three workers over each kind of database, whose models cost 20 dollars a million tokens."""
     url = "" if request.param == "sqlite" else _database(request.getfixturevalue("postgresql"))
     each = {"model": "beta-adapter", "each_caller": ["4calls/minute", "3000tokens/hour", "1concurrent"]}
-    router = start_router(workers=3, database=url, price=PRICE, model_limits=[each])
+    router = start_shared(workers=3, database=url, price=PRICE, model_limits=[each])
     router.extra["place"] = Place(router.home, url)
     yield router
     router.stop()  # before its database
