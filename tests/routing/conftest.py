@@ -434,6 +434,7 @@ class Router:
     key: str = ""
     engine: Any = None
     extra: dict[str, Any] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
 
     @property
     def client(self) -> Client:
