@@ -9,10 +9,11 @@ GROUPS = {"head": ["n1"], "router": ["n1"], "data": ["n1"], "gpu_nodes": ["n1"]}
 FACTS = {"distribution": "Debian", "distribution_major_version": "12", "distribution_version": "12.8", "architecture": "x86_64",
          "service_mgr": "systemd", "python": {"version": {"major": 3, "minor": 11}}, "memtotal_mb": 16000}
 RELEASES, ENVIRONMENTS = "/opt/inhouse/releases/r", "/opt/inhouse/environments/e"
+HEADING, GIB = "Avail File Mounted on", 1 << 30
 WELL = {
     "ansible_facts": FACTS,
     "inhouse_ip": "10.0.0.1",
-    "__preflight_disk": {"stdout_lines": ["Avail", str(50 << 30), str(50 << 30)]},
+    "__preflight_disk": {"stdout_lines": [HEADING, f"{50 * GIB} /opt /", f"{50 * GIB} /var/lib /", f"{3 * GIB} /var/lib/postgresql /pg"]},
     "__preflight_avx2": {"rc": 0},
     "__preflight_listeners": {"stdout_lines": ["LISTEN 0 128 0.0.0.0:22 0.0.0.0:*"]},
     "__preflight_installed": {"stat": {"exists": False}},
@@ -25,7 +26,10 @@ ILL = {
     "no systemd": ({"ansible_facts": FACTS | {"service_mgr": "openrc"}}, "is not started by systemd"),
     "another Python": ({"ansible_facts": FACTS | {"python": {"version": {"major": 3, "minor": 13}}}}, "set release_python to it"),
     "no address": ({"inhouse_ip": "node1.example"}, "`node1.example` is no IPv4 address; set inhouse_ip"),
-    "too small a disk": ({"__preflight_disk": {"stdout_lines": ["Avail", str(50 << 30), str(4 << 30)]}}, "4 GiB are free under /opt"),
+    "too small a disk": ({"__preflight_disk": {"stdout_lines": [HEADING, f"{50 * GIB} /opt /", f"{4 * GIB} /var/lib /var"]}},
+                         "the disk at /var has 4 GiB free and 10 are needed"),
+    "a full disk of the database's": ({"__preflight_disk": {"stdout_lines": [HEADING, f"{50 * GIB} /opt /", "9 /var/lib/postgresql /pg"]}},
+                                      "the disk at /pg has 0 GiB free and 2 are needed"),
     "little memory": ({"ansible_facts": FACTS | {"memtotal_mb": 2000}}, "has 2000 MiB of memory; models need 4 GiB"),
     "an old processor": ({"__preflight_avx2": {"rc": 1}}, "its CPU has no AVX2"),
     "a port in use": ({"__preflight_listeners": {"stdout_lines": ["LISTEN 0 5 0.0.0.0:443 0.0.0.0:*"]}}, "something listens on port 443"),
@@ -33,7 +37,7 @@ ILL = {
     "no certificate": ({"edge_certificate": "/none.crt", "edge_key": "k"}, "edge_certificate /none.crt is no file on the controller"),
     "a missing secret": ({"edge_certificate": __file__}, "edge_certificate has no key; put edge_key into a vault"),
     "a half-finished run with little room": (
-        {"__preflight_disk": {"stdout_lines": ["Avail", str(4 << 30)]}, "__preflight_installed": {"stat": {"exists": True}},
+        {"__preflight_disk": {"stdout_lines": [HEADING, f"{4 * GIB} /opt /"]}, "__preflight_installed": {"stat": {"exists": True}},
          "__preflight_parts": {"stdout_lines": [f"{ENVIRONMENTS} half", f"{RELEASES} whole"]}}, "10 are needed"),
     "what is wrong with cards": ({"gpu_wrong": ["has an unknown card"]}, "has an unknown card"),
 }
