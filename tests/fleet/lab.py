@@ -148,12 +148,26 @@ class Lab:
             time.sleep(0.1)
         (self.folder / name / "pid").unlink(missing_ok=True)
 
+    def give_disk(self, name: str, place: str, spare_mib: int) -> None:
+        """Moves a folder of a node that is off onto a disk of its own (ext4), with so much room beside what lies there."""
+        there, draft, image = self.folder / name / f"root{place}", self.folder / name / "draft", self.folder / name / "disk.img"
+        draft.mkdir()
+        used = subprocess.run(["du", "-sm", str(there)], capture_output=True, text=True, check=True).stdout.split()[0]
+        with image.open("wb") as file:
+            file.truncate((int(used) * 12 // 10 + spare_mib) << 20)  # a file system needs some for itself
+        _run("mkfs.ext4", "-q", "-m", "0", str(image))
+        _run("mount", "-o", "loop", str(image), str(draft))
+        _run("cp", "-a", f"{there}/.", str(draft))
+        _run("umount", str(draft))
+        _run("mount", "-o", "loop", str(image), str(there))
+        draft.rmdir()
+
     def down(self) -> None:
         """Ends everything that `up` made, the disks included."""
         for node in self.folder.glob("node*"):
             self.cut_power(node.name)
             space = f"{self._bridge_name}-{node.name}"
-            subprocess.run(["umount", node / "root"], check=False, capture_output=True)
+            subprocess.run(["umount", "-R", node / "root"], check=False, capture_output=True)
             subprocess.run(["ip", "link", "del", f"v-{space}"], check=False, capture_output=True)
             subprocess.run(["ip", "netns", "del", space], check=False, capture_output=True)
             for group in self._groups(node.name):

@@ -87,19 +87,29 @@ def test_an_earlier_run_that_did_not_end_is_noted(told):
     assert told["half"] == {"failures": [], "notes": [f"an earlier run did not end: {RELEASES} is incomplete; site.yml installs it anew"]}
 
 
-@pytest.mark.parametrize("name", INVENTORIES)
-def test_a_wrong_inventory_is_told(tmp_path, name):
-    """A single fault is a single failure, with what to do; and whether machines can be looked at at all."""
-    groups, variables, said = INVENTORIES[name]
+def asked(folder, groups, variables):
+    """(failures, whether machines can be looked at at all) of an inventory."""
     root = ROLES.parents[1]
     own = {"release_catalog": f"{root}/serving/models.yaml", "router_routes": f"{root}/routing/routes.yaml",
            "release_requirements": f"{root}/requirements/cpu.txt"}
     used = {host for names in groups.values() for host in names}
     hosts = {host: own | {"inhouse_ip": f"10.0.0.{host[1]}"} | variables.get(host, {}) for host in used}
-    copy = {"content": "{{ [preflight_inventory, preflight_has_groups] | to_json }}", "dest": f"{tmp_path}/told"}
-    play(tmp_path, [{"tasks": [{"ansible.builtin.include_role": {"name": "preflight", "tasks_from": "inventory"}},
-                               {"ansible.builtin.copy": copy, "run_once": True}]}], hosts, groups)
-    failures, has_groups = json.loads((tmp_path / "told").read_text())
+    copy = {"content": "{{ [preflight_inventory, preflight_has_groups] | to_json }}", "dest": f"{folder}/told"}
+    play(folder, [{"tasks": [{"ansible.builtin.include_role": {"name": "preflight", "tasks_from": "inventory"}},
+                             {"ansible.builtin.copy": copy, "run_once": True}]}], hosts, groups)
+    return json.loads((folder / "told").read_text())
+
+
+def test_a_router_may_have_a_machine_of_its_own(tmp_path):
+    """Neither head nor worker nor database: nothing is wrong with that."""
+    assert asked(tmp_path, GROUPS | {"router": ["n2"]}, {}) == [[], True]
+
+
+@pytest.mark.parametrize("name", INVENTORIES)
+def test_a_wrong_inventory_is_told(tmp_path, name):
+    """A single fault is a single failure, with what to do."""
+    groups, variables, said = INVENTORIES[name]
+    failures, has_groups = asked(tmp_path, groups, variables)
     assert len(failures) == 1 and said in failures[0] and has_groups == (name != "no router")
 
 

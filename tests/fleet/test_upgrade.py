@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 pytestmark = pytest.mark.fleet
 ROOT = Path(__file__).parents[2]
@@ -32,6 +33,12 @@ def releases(fleet) -> set[str]:
 def ray_since(fleet) -> list[str]:
     """When each machine's Ray was started."""
     return [fleet.lab.ssh(name, "systemctl show -P ActiveEnterTimestampMonotonic inhouse-cell") for name in ("node1", "node2", "node3")]
+
+
+def deployed(fleet) -> dict[str, set[str]]:
+    """The ids of each cell's replicas that answer."""
+    found = {name: fleet.replicas(name).values() for name in ("node1", "node3")}
+    return {name: {replica["replica_id"] for replicas in models for replica in replicas} for name, models in found.items()}
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +83,19 @@ def test_a_release_whose_models_do_not_start_goes_back(fleet, key, tmp_path):
     assert releases(fleet) == before and fleet.ask(key)[0] == 200
 
 
+def test_models_alone_are_deployed_on_a_fresh_head(cells, key):
+    """`--tags models` with another catalog: each cell, the new one too, starts its models anew with it."""
+    catalog = yaml.safe_load((ROOT / "serving/models.yaml").read_text())
+    catalog["models"] = [{**model, "path": str(ROOT / "serving" / model["path"]), "engine": {**model["engine"], "max_num_seqs": 7}}
+                         for model in catalog["models"]]
+    (cells.folder / "seven.yaml").write_text(yaml.safe_dump(catalog))
+    before = deployed(cells)
+    cells.play("site.yml", "--tags", "models", "-e", f"release_catalog={cells.folder}/seven.yaml")
+    assert all(len(ids) == 2 and ids.isdisjoint(before[name]) for name, ids in deployed(cells).items())
+    cells.await_answer(key)
+    cells.play("site.yml", "--tags", "models")
+
+
 def test_an_upgrade_of_two_cells_costs_no_request(cells, key, tmp_path):
     """One cell answers while the other changes; streams end whole; the routers' successors take over."""
     with cells.load(key) as load:
@@ -115,10 +135,14 @@ def test_old_releases_are_removed_and_those_in_use_are_not(cells, key):
 
 
 def test_reset_leaves_nothing_of_ours(cells, key):
-    """The last test: a machine is bare again, the other cell answers, and the play refuses without the word."""
+    """The last test: a machine is bare again, the other cell answers, and the play refuses without the word. What a bare machine would
+    get is told by check mode, too.
+    """
     assert "if you mean it" in cells.play("reset.yml", "-l", "node3", succeeds=False)
     cells.play("reset.yml", "-l", "node3", "-e", "reset=yes")
     left = ("ls -d /opt/inhouse /etc/inhouse /var/lib/inhouse /etc/systemd/system/*inhouse* /etc/systemd/system/*/*inhouse* 2>/dev/null; "
             "nft list tables; pgrep -l raylet; getent passwd | grep inhouse")
     assert cells.lab.ssh("node3", left, check=False).strip() == ""
     assert cells.ask(key)[0] == 200
+    would = cells.changed(cells.play("site.yml", "--check"))
+    assert would["node3"] > would["node1"]
