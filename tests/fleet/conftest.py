@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import ssl
 import subprocess
@@ -22,6 +23,7 @@ import yaml
 from load import Load
 
 ANSIBLE = Path(__file__).parents[2] / "ansible"
+SOURCES = ("ansible", "serving", "routing", "evals", "requirements", "inhouse.py", "pyproject.toml", "README.md", "LICENSE")
 PACKAGES = ("acl", "ca-certificates", "haproxy", "libnuma1", "nftables", "openssl", "postgresql", "python3-venv", "rsync")
 ASKED = [22, 80, 443, 3000, 5000, 5432, 5443, 6379, *range(6800, 6806), 8000, 8100, 8265, 8404, 8443, 8500, 8801, 8802, 9090, 9093, 9100,
          9101, 9400, 10001, 44217, 44227, *range(11000, 12000), *range(30000, 30010)]
@@ -197,3 +199,20 @@ def apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 def key(fleet: Fleet) -> str:
     """A caller's key, made as the README says."""
     return str(fleet.lab.ssh("node1", "inhouse keys create tests").strip().splitlines()[-1])
+
+
+@pytest.fixture
+def another(tmp_path: Path) -> Callable[[str, str], Path]:
+    """The playbooks of a checkout whose file, the first argument, ends with a change, the second."""
+    def made(file: str, change: str) -> Path:
+        for name in SOURCES:
+            source = ANSIBLE.parent / name
+            if source.is_dir():
+                shutil.copytree(source, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, tmp_path / name)
+        with (tmp_path / file).open("a", encoding="utf-8") as stream:
+            stream.write(change)
+        return tmp_path / "ansible"
+
+    return made

@@ -16,6 +16,19 @@ def test_a_router_on_a_machine_of_its_own_answers(apart):
     assert apart.lab.ssh("node1", listed).split() == ["inhouse-cell", "postgresql@15-main"]
 
 
+def test_its_router_is_upgraded_alone(apart, another):
+    """Callers notice nothing, Ray goes on with its own release, and the validator finds that right."""
+    key = apart.lab.ssh("node2", "inhouse keys create upgrade").strip().splitlines()[-1]
+    before = apart.lab.ssh("node1", "readlink /opt/inhouse/cell; systemctl show -P ActiveEnterTimestampMonotonic inhouse-cell")
+    with apart.load(key) as load:
+        apart.play("upgrade.yml", tree=another("routing/errors.py", "# another release\n"))
+    print(f"\nupgrade of a router apart: {load.told()}")
+    assert load.seen and load.failures() == []
+    assert apart.lab.ssh("node1", "readlink /opt/inhouse/cell; systemctl show -P ActiveEnterTimestampMonotonic inhouse-cell") == before
+    assert apart.lab.ssh("node2", "readlink /opt/inhouse/current").strip() not in before
+    apart.play("validate.yml", "-e", f"validate_report={apart.folder}/validate.json")
+
+
 def test_a_backup_is_restored_on_another_fleet(fleet, key, apart):
     """Keys, teams, budgets, runs and ledger are equal, and a key that was made on the one fleet opens the other."""
     dumps = fleet.folder / "to-another"

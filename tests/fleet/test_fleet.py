@@ -23,7 +23,8 @@ def test_a_second_run_changes_nothing(fleet):
 
 def test_check_mode_says_what_would_change(fleet):
     """Another setting: as many changes as the run itself then makes, which the machines do not see before."""
-    setting = ("site.yml", "--tags", "base,firewall", "-e", "base_journal_days=30", "-e", "firewall_client_networks=['10.0.0.0/8']")
+    settings = json.dumps({"base_journal_days": 30, "firewall_client_networks": ["10.0.0.0/8"]})
+    setting = ("site.yml", "--tags", "base,firewall", "-e", settings)
     there = "cat /etc/systemd/journald.conf.d/60-inhouse.conf /etc/inhouse/firewall.nft"
     before = fleet.lab.ssh("node1", there)
     would = fleet.changed(fleet.play(*setting, "--check", "--diff"))
