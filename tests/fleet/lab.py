@@ -120,7 +120,8 @@ class Lab:
         command = ["setsid", "--fork", "bash", "-c", _LOOP, "_", "systemd-nspawn", "--quiet", "-D", str(folder / "root"),
                    f"--machine={self._bridge_name}-{name}", "--register=no", "--keep-unit",
                    f"--network-namespace-path=/run/netns/{self._bridge_name}-{name}", "--resolv-conf=off", "--timezone=off",
-                   "--kill-signal=SIGRTMIN+3", "--capability=CAP_NET_ADMIN", "--console=pipe", "--boot"]
+                   "--kill-signal=SIGRTMIN+3", "--capability=CAP_NET_ADMIN", "--system-call-filter=adjtimex",
+                   "--console=pipe", "--boot"]
         environment = {**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1", "CGROUPS": " ".join(map(str, groups)),
                        "PIDFILE": str(folder / "pid")}
         with (folder / "console.log").open("ab") as console:
