@@ -289,6 +289,7 @@ def test_a_full_disk_loses_nothing(site):
         site.lab.ssh("node1", "cat /dev/zero > /var/lib/filler.2", check=False)
         log = "SELECT count(pg_logical_emit_message(false, 'full', repeat('x', 1000000))) FROM generate_series(1, 200)"
         site.lab.ssh("node1", f'cd /tmp && runuser -u postgres -- psql -q inhouse -c "{log}"', check=False)
+        site.lab.ssh("node1", "cat /dev/zero > /var/lib/filler.3", check=False)
         awaited(lambda: {readiness(site)[book] for book in ("ledger", "audit")} == {"cannot write"})
         code, told = verdict(site)
         said = site.play("site.yml", succeeds=False)
