@@ -269,14 +269,15 @@ def test_every_unit_is_hardened(site):
 
 def test_a_full_disk_loses_nothing(site):
     """/var/lib on a disk of its own, with database, router, Ray and Prometheus. Nearly full, it is an alert. Full, the database ends, and
-    callers are answered all the same; readiness, validator and preflight say what is wrong, and nothing is changed. Freed, everything goes
-    on by itself, and the ledger has every request.
+    callers are answered all the same, but those with a budget; readiness, validator and preflight say what is wrong, and nothing is
+    changed. Freed, everything goes on by itself, and the ledger has every request.
     """
     site.lab.stop("node1")
     site.lab.give_disk("node1", "/var/lib", spare_mib=2600)
     site.lab.start("node1")
     site.lab.wait("node1")
-    key = site.lab.ssh("node1", "inhouse keys create full").strip().splitlines()[-1]
+    key, budgeted = (site.lab.ssh("node1", f"inhouse keys create {caller}").strip().splitlines()[-1]
+                     for caller in ("full", "thrifty --budget 1usd/day"))
     site.await_answer(key)
     awaited(lambda: readiness(site)["ready"])
     with received(outside(site.lab)) as alerts:
@@ -293,6 +294,7 @@ def test_a_full_disk_loses_nothing(site):
         awaited(lambda: {readiness(site)[book] for book in ("ledger", "audit")} == {"cannot write"})
         code, told = verdict(site)
         said = site.play("site.yml", succeeds=False)
+        assert site.ask(budgeted)[0] == 503
     print(f"\nfull: {load.told()}; {told['failures']}")
     assert load.seen and load.failures() == []
     assert code == 1 and all(any(part in line for line in told["failures"]) for part in (
@@ -304,7 +306,7 @@ def test_a_full_disk_loses_nothing(site):
     print(f"\nfreed: ready again after {time.monotonic() - began:.0f} s")
     awaited(lambda: counted(site, "full") == before + len(load.seen))
     assert site.lab.ssh("node1", "inhouse audit verify >/dev/null && echo whole").strip() == "whole"
-    assert verdict(site)[:1] == (0,)
+    assert verdict(site)[0] == 0 and site.ask(budgeted)[0] == 200
 
 
 def readiness(site) -> dict:

@@ -1,8 +1,12 @@
 """A fleet whose router is on a machine of its own: callers see no other, and it goes on with what another fleet backed up."""
 
+from pathlib import Path
+
 import pytest
+import yaml
 
 pytestmark = pytest.mark.fleet
+SERVING = Path(__file__).parents[2] / "serving"
 
 
 def test_a_router_on_a_machine_of_its_own_answers(apart):
@@ -14,6 +18,23 @@ def test_a_router_on_a_machine_of_its_own_answers(apart):
     listed = "systemctl list-units --plain --no-legend --state=running 'inhouse-*.service' haproxy.service 'postgresql@*' | cut -d. -f1"
     assert apart.lab.ssh("node2", listed).split() == ["haproxy", "inhouse-router"]
     assert apart.lab.ssh("node1", listed).split() == ["inhouse-cell", "postgresql@15-main"]
+
+
+def test_models_alone_are_deployed_anew(apart):
+    """`--tags models` with another catalog, on a head that was never restarted: each model is started anew with it, and answers."""
+    key = apart.lab.ssh("node2", "inhouse keys create models").strip().splitlines()[-1]
+    catalog = yaml.safe_load((SERVING / "models.yaml").read_text())
+    catalog["models"] = [{**model, "path": str(SERVING / model["path"]), "engine": {**model["engine"], "max_num_seqs": 7}}
+                         for model in catalog["models"]]
+    (apart.folder / "seven.yaml").write_text(yaml.safe_dump(catalog))
+
+    def running() -> set[str]:
+        return {replica["replica_id"] for replicas in apart.replicas().values() for replica in replicas}
+
+    before = running()
+    apart.play("site.yml", "--tags", "models", "-e", f"release_catalog={apart.folder}/seven.yaml")
+    assert len(running()) == 2 and running().isdisjoint(before) and apart.ask(key)[0] == 200
+    apart.play("site.yml", "--tags", "models")
 
 
 def test_its_router_is_upgraded_alone(apart, another):

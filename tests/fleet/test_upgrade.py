@@ -1,12 +1,8 @@
 """Releases and cells: another one taken into use while callers ask, one that is broken, a second cell, and what is left after a reset."""
 
-from pathlib import Path
-
 import pytest
-import yaml
 
 pytestmark = pytest.mark.fleet
-ROOT = Path(__file__).parents[2]
 
 
 def releases(fleet) -> set[str]:
@@ -19,12 +15,6 @@ def releases(fleet) -> set[str]:
 def ray_since(fleet) -> list[str]:
     """When each machine's Ray was started."""
     return [fleet.lab.ssh(name, "systemctl show -P ActiveEnterTimestampMonotonic inhouse-cell") for name in ("node1", "node2", "node3")]
-
-
-def deployed(fleet) -> dict[str, set[str]]:
-    """The ids of each cell's replicas that answer."""
-    found = {name: fleet.replicas(name).values() for name in ("node1", "node3")}
-    return {name: {replica["replica_id"] for replicas in models for replica in replicas} for name, models in found.items()}
 
 
 @pytest.fixture(scope="module")
@@ -67,19 +57,6 @@ def test_a_release_whose_models_do_not_start_goes_back(fleet, key, another):
     print(f"\nbroken release: {load.told()}")
     assert "did not answer in the cell of node1" in said
     assert releases(fleet) == before and fleet.ask(key)[0] == 200
-
-
-def test_models_alone_are_deployed_on_a_fresh_head(cells, key):
-    """`--tags models` with another catalog: each cell, the new one too, starts its models anew with it."""
-    catalog = yaml.safe_load((ROOT / "serving/models.yaml").read_text())
-    catalog["models"] = [{**model, "path": str(ROOT / "serving" / model["path"]), "engine": {**model["engine"], "max_num_seqs": 7}}
-                         for model in catalog["models"]]
-    (cells.folder / "seven.yaml").write_text(yaml.safe_dump(catalog))
-    before = deployed(cells)
-    cells.play("site.yml", "--tags", "models", "-e", f"release_catalog={cells.folder}/seven.yaml")
-    assert all(len(ids) == 2 and ids.isdisjoint(before[name]) for name, ids in deployed(cells).items())
-    cells.await_answer(key)
-    cells.play("site.yml", "--tags", "models")
 
 
 def test_an_upgrade_of_two_cells_costs_no_request(cells, key, another):
