@@ -1,8 +1,8 @@
 """Machines for the fleet's tests: real systemd nodes on this one, each with its own root, network and SSH server.
 
 A node is `systemd-nspawn --boot` over an overlay of a base image that `base_image` makes from Debian packages and keeps in a cache
-folder. What it can't show: kernel settings, GPUs and resource limits (cgroup controllers are not handed to the nodes). A lab is its
-folder: another process goes on with it, and `python tests/fleet/lab.py FOLDER` ends it.
+folder. What it can't show: kernel settings but the network's, GPUs and resource limits (cgroup controllers are not handed to the
+nodes). A lab is its folder: another process goes on with it, and `python tests/fleet/lab.py FOLDER` ends it.
 """
 
 import contextlib
@@ -122,7 +122,8 @@ class Lab:
                    f"--network-namespace-path=/run/netns/{self._bridge_name}-{name}", "--resolv-conf=off", "--timezone=off",
                    "--kill-signal=SIGRTMIN+3", "--capability=CAP_NET_ADMIN", "--system-call-filter=adjtimex",
                    "--console=pipe", "--boot"]
-        environment = {**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1", "CGROUPS": " ".join(map(str, groups)),
+        environment = {**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1",
+                       "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network", "CGROUPS": " ".join(map(str, groups)),
                        "PIDFILE": str(folder / "pid")}
         with (folder / "console.log").open("ab") as console:
             subprocess.run(command, stdin=subprocess.DEVNULL, stdout=console, stderr=console, env=environment, check=True)
