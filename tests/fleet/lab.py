@@ -153,6 +153,8 @@ class Lab:
     def give_disk(self, name: str, place: str, spare_mib: int) -> None:
         """Moves a folder of a node that is off onto a disk of its own (ext4), with so much room beside what lies there."""
         there, draft, image = self.folder / name / f"root{place}", self.folder / name / "draft", self.folder / name / "disk.img"
+        if there.is_mount():  # of an earlier run with these machines
+            return
         draft.mkdir()
         used = subprocess.run(["du", "-sm", str(there)], capture_output=True, text=True, check=True).stdout.split()[0]
         with image.open("wb") as file:
