@@ -191,7 +191,7 @@ class Lab:
 
     def _pids(self, name: str) -> set[int]:
         """Every process of a node, the loop around it included."""
-        files = [file for group in self._groups(name) for file in group.rglob("cgroup.procs")]
+        files = [Path(inner) / "cgroup.procs" for group in self._groups(name) for inner, _, _ in os.walk(group)]  # some vanish meanwhile
         found: set[int] = set()
         for file in files:
             with contextlib.suppress(OSError):  # the group was removed meanwhile
