@@ -57,15 +57,16 @@ def _environment(out: Path, requirements: Path, python: str) -> dict[str, Any]:
 
 def _release(out: Path, environment: str) -> dict[str, Any]:
     """The project's wheel, named by its version and two digests over its environment and files: of what Ray runs, and of all. An upgrade
-    leaves alone the cells whose release has the first one already.
+    leaves alone the cells whose release has the first one, `cell`, already.
     """
-    cell, whole = hashlib.sha256(environment.encode()), hashlib.sha256(environment.encode())
+    part, whole = hashlib.sha256(environment.encode()), hashlib.sha256(environment.encode())
     for file in sources():
         entry = f"{file.relative_to(ROOT)}\0".encode() + file.read_bytes()
         whole.update(entry)
         if _is_of_cells(file.relative_to(ROOT)):
-            cell.update(entry)
-    name = f"{_version()}-{cell.hexdigest()[:10]}-{whole.hexdigest()[:10]}"
+            part.update(entry)
+    cell = part.hexdigest()[:10]
+    name = f"{_version()}-{cell}-{whole.hexdigest()[:10]}"
 
     def fill(draft: Path) -> None:
         with tempfile.TemporaryDirectory() as copy:  # setuptools leaves folders beside what it builds, and reads old ones
@@ -75,7 +76,7 @@ def _release(out: Path, environment: str) -> dict[str, Any]:
                 target.write_bytes(file.read_bytes())
             pip("wheel", "--no-deps", "--wheel-dir", str(draft / "wheels"), copy)
 
-    return {"id": name, **packed(out / "releases" / f"{name}.tar", fill)}
+    return {"id": name, "cell": cell, **packed(out / "releases" / f"{name}.tar", fill)}
 
 
 def _is_of_cells(file: Path) -> bool:

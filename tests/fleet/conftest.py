@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import ssl
 import subprocess
@@ -22,6 +23,7 @@ import yaml
 from load import Load
 
 ANSIBLE = Path(__file__).parents[2] / "ansible"
+SOURCES = ("ansible", "serving", "routing", "evals", "requirements", "inhouse.py", "pyproject.toml", "README.md", "LICENSE")
 PACKAGES = ("acl", "ca-certificates", "haproxy", "libnuma1", "nftables", "openssl", "postgresql", "python3-venv", "rsync")
 ASKED = [22, 80, 443, 3000, 5000, 5432, 5443, 6379, *range(6800, 6806), 8000, 8100, 8265, 8404, 8443, 8500, 8801, 8802, 9090, 9093, 9100,
          9101, 9400, 10001, 44217, 44227, *range(11000, 12000), *range(30000, 30010)]
@@ -37,13 +39,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @dataclass(frozen=True)
 class Fleet:
-    """Provisioned machines; node1 is head, router and data."""
+    """Provisioned machines; node1 is head and data, and the router where none is named."""
 
     lab: Any
     inventory: Path
     folder: Path
     ansible: Path = ANSIBLE
     python: Path = Path(sys.executable)  # the controller's
+    router: str = "node1"  # whom callers ask
 
     def with_groups(self, **groups: list[str]) -> None:
         """Writes an administrator's hosts.yml, with what is the lab's own."""
@@ -70,12 +73,12 @@ class Fleet:
         """Seconds by machine and by the clock, from what a play said last."""
         return next(line for line in reversed(said.splitlines()) if line.startswith("times: "))
 
-    def ask(self, key: str, timeout_s: float = 60, name: str = "node1") -> tuple[int, Any]:
+    def ask(self, key: str, timeout_s: float = 60, name: str = "") -> tuple[int, Any]:
         """(status, headers) of a completion, as a caller asks a router: over TLS, checking the fleet's authority."""
-        trusted = ssl.create_default_context(cadata=self.lab.ssh("node1", "cat /etc/inhouse/ca.crt"))
+        trusted = ssl.create_default_context(cadata=self.lab.ssh(self.router, "cat /etc/inhouse/ca.crt"))
         body = {"model": "auto", "max_tokens": 64, "messages": [{"role": "user", "content": "Please confirm AB-4711. 12 pumps go to "
                 "Ann Keller at our Leeds site before 3 May 2027; we pay EUR 980.50."}]}
-        request = urllib.request.Request(f"https://{self.lab.address(name)}/v1/chat/completions", json.dumps(body).encode(),
+        request = urllib.request.Request(f"https://{self.lab.address(name or self.router)}/v1/chat/completions", json.dumps(body).encode(),
                                          {"Content-Type": "application/json", "Authorization": f"Bearer {key}"})
         try:
             with urllib.request.urlopen(request, context=trusted, timeout=timeout_s) as answer:
@@ -98,7 +101,16 @@ class Fleet:
 
     def load(self, key: str) -> Any:
         """Callers who go on asking inside a `with`; see `load.py`."""
-        return Load(self.lab.address("node1"), key, self.lab.ssh("node1", "cat /etc/inhouse/ca.crt"))
+        return Load(self.lab.address(self.router), key, self.lab.ssh(self.router, "cat /etc/inhouse/ca.crt"))
+
+    def replicas(self, name: str = "node1") -> dict[str, list[dict[str, Any]]]:
+        """Each model's replicas that answer, as the head of a cell tells."""
+        code = ("import json, urllib.request as u; r = u.Request('http://127.0.0.1:8265/api/serve/applications/', "
+                "headers={'Authorization': 'Bearer ' + open('/etc/inhouse/ray-token').read().strip()}); "
+                "print(u.urlopen(r).read().decode())")
+        told = json.loads(self.lab.ssh(name, f'python3 -c "{code}"'))["applications"]
+        return {model: [replica for one in application["deployments"].values() for replica in one["replicas"]
+                        if replica["state"] == "RUNNING"] for model, application in told.items()}
 
     def books(self, name: str = "node1") -> dict[str, str]:
         """A digest of every row of keys, teams, budgets, runs and ledger in a machine's database, without what workers hold for now."""
@@ -142,7 +154,7 @@ def provisioned(folder: Path, groups: dict[str, list[str]], *, packages: tuple[s
     machines = lab.Lab(folder / "lab", lab.base_image(packages))
     try:
         machines.up(len({name for names in groups.values() for name in names}))
-        fleet = Fleet(machines, folder / "hosts.yml", folder, ansible, python)
+        fleet = Fleet(machines, folder / "hosts.yml", folder, ansible, python, min(groups["router"]))
         fleet.with_groups(**groups)
         (folder / "group_vars").mkdir(exist_ok=True)
         (folder / "group_vars/all.yml").write_text(yaml.safe_dump(variables(machines)))
@@ -176,10 +188,10 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 
 @pytest.fixture(scope="session")
-def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """One machine that is everything."""
-    groups = {group: ["node1"] for group in ("head", "router", "data", "gpu_nodes")}
-    with provisioned(tmp_path_factory.mktemp("one", numbered=False), groups) as fleet:
+def apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """Two machines: node1 is all but the router, which has a machine of its own."""
+    groups = {"head": ["node1"], "data": ["node1"], "gpu_nodes": ["node1"], "router": ["node2"]}
+    with provisioned(tmp_path_factory.mktemp("apart", numbered=False), groups) as fleet:
         yield fleet
 
 
@@ -187,3 +199,20 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 def key(fleet: Fleet) -> str:
     """A caller's key, made as the README says."""
     return str(fleet.lab.ssh("node1", "inhouse keys create tests").strip().splitlines()[-1])
+
+
+@pytest.fixture
+def another(tmp_path: Path) -> Callable[[str, str], Path]:
+    """The playbooks of a checkout whose file, the first argument, ends with a change, the second."""
+    def made(file: str, change: str) -> Path:
+        for name in SOURCES:
+            source = ANSIBLE.parent / name
+            if source.is_dir():
+                shutil.copytree(source, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, tmp_path / name)
+        with (tmp_path / file).open("a", encoding="utf-8") as stream:
+            stream.write(change)
+        return tmp_path / "ansible"
+
+    return made

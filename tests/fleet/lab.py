@@ -1,8 +1,8 @@
 """Machines for the fleet's tests: real systemd nodes on this one, each with its own root, network and SSH server.
 
 A node is `systemd-nspawn --boot` over an overlay of a base image that `base_image` makes from Debian packages and keeps in a cache
-folder. What it can't show: kernel settings, GPUs and resource limits (cgroup controllers are not handed to the nodes). A lab is its
-folder: another process goes on with it, and `python tests/fleet/lab.py FOLDER` ends it.
+folder. What it can't show: kernel settings but the network's, GPUs and resource limits (cgroup controllers are not handed to the
+nodes). A lab is its folder: another process goes on with it, and `python tests/fleet/lab.py FOLDER` ends it.
 """
 
 import contextlib
@@ -120,8 +120,10 @@ class Lab:
         command = ["setsid", "--fork", "bash", "-c", _LOOP, "_", "systemd-nspawn", "--quiet", "-D", str(folder / "root"),
                    f"--machine={self._bridge_name}-{name}", "--register=no", "--keep-unit",
                    f"--network-namespace-path=/run/netns/{self._bridge_name}-{name}", "--resolv-conf=off", "--timezone=off",
-                   "--kill-signal=SIGRTMIN+3", "--capability=CAP_NET_ADMIN", "--console=pipe", "--boot"]
-        environment = {**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1", "CGROUPS": " ".join(map(str, groups)),
+                   "--kill-signal=SIGRTMIN+3", "--capability=CAP_NET_ADMIN", "--system-call-filter=adjtimex",
+                   "--console=pipe", "--boot"]
+        environment = {**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1",
+                       "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network", "CGROUPS": " ".join(map(str, groups)),
                        "PIDFILE": str(folder / "pid")}
         with (folder / "console.log").open("ab") as console:
             subprocess.run(command, stdin=subprocess.DEVNULL, stdout=console, stderr=console, env=environment, check=True)
@@ -148,12 +150,28 @@ class Lab:
             time.sleep(0.1)
         (self.folder / name / "pid").unlink(missing_ok=True)
 
+    def give_disk(self, name: str, place: str, spare_mib: int) -> None:
+        """Moves a folder of a node that is off onto a disk of its own (ext4), with so much room beside what lies there."""
+        there, draft, image = self.folder / name / f"root{place}", self.folder / name / "draft", self.folder / name / "disk.img"
+        if there.is_mount():  # of an earlier run with these machines
+            return
+        draft.mkdir()
+        used = subprocess.run(["du", "-sm", str(there)], capture_output=True, text=True, check=True).stdout.split()[0]
+        with image.open("wb") as file:
+            file.truncate((int(used) * 12 // 10 + spare_mib) << 20)  # a file system needs some for itself
+        _run("mkfs.ext4", "-q", "-m", "0", str(image))
+        _run("mount", "-o", "loop", str(image), str(draft))
+        _run("cp", "-a", f"{there}/.", str(draft))
+        _run("umount", str(draft))
+        _run("mount", "-o", "loop", str(image), str(there))
+        draft.rmdir()
+
     def down(self) -> None:
         """Ends everything that `up` made, the disks included."""
         for node in self.folder.glob("node*"):
             self.cut_power(node.name)
             space = f"{self._bridge_name}-{node.name}"
-            subprocess.run(["umount", node / "root"], check=False, capture_output=True)
+            subprocess.run(["umount", "-R", node / "root"], check=False, capture_output=True)
             subprocess.run(["ip", "link", "del", f"v-{space}"], check=False, capture_output=True)
             subprocess.run(["ip", "netns", "del", space], check=False, capture_output=True)
             for group in self._groups(node.name):
@@ -173,7 +191,7 @@ class Lab:
 
     def _pids(self, name: str) -> set[int]:
         """Every process of a node, the loop around it included."""
-        files = [file for group in self._groups(name) for file in group.rglob("cgroup.procs")]
+        files = [Path(inner) / "cgroup.procs" for group in self._groups(name) for inner, _, _ in os.walk(group)]  # some vanish meanwhile
         found: set[int] = set()
         for file in files:
             with contextlib.suppress(OSError):  # the group was removed meanwhile

@@ -3,11 +3,9 @@ models, MLflow, notebooks, alerts and backups are asked as their users ask them.
 """
 
 import base64
-import http.server
 import json
 import ssl
 import subprocess
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -15,6 +13,8 @@ from pathlib import Path
 
 import lab
 import pytest
+import yaml
+from watch import awaited, figures, prometheus, received
 
 pytestmark = pytest.mark.fleet
 GROUPS = ("head", "gpu_nodes", "router", "data", "monitoring", "mlflow", "jupyterlab")
@@ -32,27 +32,6 @@ with mlflow.start_run() as run:
 back = mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/cases/one.txt")
 print(mlflow.get_run(run.info.run_id).data.metrics["exact"], back)
 """
-
-
-class Webhook(http.server.ThreadingHTTPServer):
-    """Takes Alertmanager's messages; `alerts` are the names that fired."""
-
-    def __init__(self, address: str) -> None:
-        self.alerts: set[str] = set()
-        super().__init__((address, 8099), Message)
-
-
-class Message(http.server.BaseHTTPRequestHandler):
-    """One message of Alertmanager's."""
-
-    def do_POST(self):
-        told = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.alerts |= {alert["labels"]["alertname"] for alert in told["alerts"] if alert["status"] == "firing"}
-        self.send_response(200)
-        self.end_headers()
-
-    def log_message(self, *_):
-        """Silent."""
 
 
 @pytest.fixture(scope="module")
@@ -120,19 +99,11 @@ def status(site, url: str, **headers: str) -> int:
             return error.code
 
 
-def prometheus(site, path: str):
-    """What Prometheus tells on its machine."""
-    code = f"import urllib.request as u; print(u.urlopen('http://127.0.0.1:9090/api/v1/{path}').read().decode())"
-    return json.loads(site.lab.ssh("node1", f'python3 -c "{code}"'))["data"]
-
-
-def awaited(claim, patience_s: float = 240):
-    """The first true value of a claim."""
-    deadline = time.monotonic() + patience_s
-    while not (value := claim()):
-        assert time.monotonic() < deadline, "it did not come true"
-        time.sleep(2)
-    return value
+def verdict(site) -> tuple[int, dict]:
+    """Exit code and verdict of the validator, run from the bundle's controller."""
+    said = subprocess.run([site.python, "verdict.py", "validate", "-i", site.inventory], capture_output=True, text=True, check=False,
+                          cwd=site.ansible, timeout=600)
+    return said.returncode, json.loads(said.stdout)
 
 
 def test_a_model_answers_over_tls_on_a_machine_without_a_way_out(site):
@@ -154,16 +125,11 @@ def test_a_second_run_changes_nothing(site):
 
 def test_the_validator_finds_all_well(site):
     """Its verdict, run from the bundle's controller: nothing is wrong, nothing was left out; with a unit stopped it is not."""
-    def verdict():
-        said = subprocess.run([site.python, "verdict.py", "validate", "-i", site.inventory], capture_output=True, text=True, check=False,
-                              cwd=site.ansible, timeout=600)
-        return said.returncode, json.loads(said.stdout)
-
-    code, told = verdict()
+    code, told = verdict(site)
     assert (code, told["failures"], told["unchecked"]) == (0, [], []), told
     assert {"inhouse-mlflow", "inhouse-jupyterlab@ann", "prometheus", "completions over TLS", "ports"} <= set(told["checked"]["node1"])
     site.lab.ssh("node1", "systemctl stop inhouse-jupyterlab@bob")
-    code, told = verdict()
+    code, told = verdict(site)
     site.lab.ssh("node1", "systemctl start inhouse-jupyterlab@bob")
     assert code == 1 and len(told["failures"]) == 1 and "inhouse-jupyterlab@bob not active (inactive)" in told["failures"][0]
 
@@ -190,7 +156,7 @@ def test_a_run_that_was_cut_short_is_finished_by_the_next(site):
     site.lab.ssh("node1", f"rm -r {release}/complete {release}/lib/routing")
     site.play("site.yml", "--tags", "release")
     assert site.lab.ssh("node1", f"cat {release}/complete").strip() == release.rpartition("/")[2]
-    assert "keys" in site.lab.ssh("node1", "inhouse --help")
+    assert "site" in site.lab.ssh("node1", "inhouse keys list")
 
 
 def test_mlflow_keeps_a_run_for_who_has_the_password(site):
@@ -227,18 +193,32 @@ def test_what_is_watched_is_up_and_an_alert_reaches_its_receiver(site):
 
     wanted = {(job, "up") for job in ("machine", "router", "model-demo-extractor", "model-demo-generalist")}
     awaited(lambda: targets() == wanted)
-    with Webhook(outside(site.lab)) as webhook:
-        thread = threading.Thread(target=webhook.serve_forever)
-        thread.start()
+    with received(outside(site.lab)) as alerts:
         began = time.monotonic()
         site.lab.ssh("node1", "systemd-run --quiet --unit=inhouse-planted false")
         try:
-            awaited(lambda: "UnitFailed" in webhook.alerts)
+            awaited(lambda: "UnitFailed" in alerts)
         finally:
-            webhook.shutdown()
-            thread.join()
             site.lab.ssh("node1", "systemctl reset-failed inhouse-planted")
     print(f"\nalert received after {time.monotonic() - began:.0f} s")
+
+
+def test_every_alert_is_loaded_and_asks_for_figures_that_are_there(site):
+    """The machine's own promtool takes the rules, Prometheus evaluates each without an error, and the certificates' figures that node
+    exporter reads from a file are what openssl says of these files.
+    """
+    assert "SUCCESS" in site.lab.ssh("node1", "promtool check rules /etc/prometheus/inhouse-rules.yml 2>&1")
+    written = yaml.safe_load((site.ansible / "roles/monitoring/files/rules.yml").read_text())["groups"][0]["rules"]
+    rules = awaited(lambda: [rule for group in prometheus(site, "rules")["groups"] for rule in group["rules"]])
+    awaited(lambda: {rule["health"] for rule in prometheus(site, "rules")["groups"][0]["rules"]} == {"ok"})
+    assert [rule["name"] for rule in rules] == [rule["alert"] for rule in written]
+    ends = {labels["file"]: end for labels, end in figures(site, "fleet_certificate_end_seconds")}
+    assert ends.keys() == {"/etc/inhouse/tls/node.crt", "/etc/haproxy/inhouse.pem"}
+    for file, end in ends.items():
+        assert site.lab.ssh("node1", f"date +%s -d \"$(openssl x509 -in {file} -noout -enddate | cut -d= -f2)\"").strip() == f"{end:.0f}"
+    for figure in ("fleet_certificate_made_seconds", 'node_systemd_unit_start_time_seconds{name="inhouse-cell.service"}',
+                   "node_filesystem_avail_bytes", "node_timex_offset_seconds", 'node_systemd_unit_state{state="failed"}'):
+        assert figures(site, figure), figure
 
 
 def test_the_nightly_backup_keeps_what_it_should_and_is_restored(site):
@@ -285,3 +265,58 @@ def test_every_unit_is_hardened(site):
     running = site.lab.ssh("node1", "systemctl list-units --type=service --state=running --no-legend --plain").splitlines()
     listen = {line.split()[0].removesuffix(".service") for line in running}
     assert {unit for unit in listen - set(UNITS) if not unit.startswith(THE_SYSTEMS)} == set()
+
+
+def test_a_full_disk_loses_nothing(site):
+    """/var/lib on a disk of its own, with database, router, Ray and Prometheus. Nearly full, it is an alert. Full, the database ends, and
+    callers are answered all the same, but those with a budget; readiness, validator and preflight say what is wrong, and nothing is
+    changed. Freed, everything goes on by itself, and the ledger has every request.
+    """
+    site.lab.stop("node1")
+    site.lab.give_disk("node1", "/var/lib", spare_mib=2600)
+    site.lab.start("node1")
+    site.lab.wait("node1")
+    key, budgeted = (site.lab.ssh("node1", f"inhouse keys create {caller}").strip().splitlines()[-1]
+                     for caller in ("full", "thrifty --budget 1usd/day"))
+    site.await_answer(key)
+    awaited(lambda: readiness(site)["ready"])
+    began = time.monotonic()
+    site.lab.ssh("node1", "fallocate -l $(($(df --output=avail -B1M /var/lib | tail -1) - 30))M /var/lib/filler.1")
+    awaited(lambda: ("DiskFull", "firing") in {(one["labels"]["alertname"], one["state"]) for one in prometheus(site, "alerts")["alerts"]})
+    print(f"\nalert of the disk after {time.monotonic() - began:.0f} s")
+    before = counted(site, "full")
+    with site.load(key) as load:
+        site.lab.ssh("node1", "cat /dev/zero > /var/lib/filler.2", check=False)
+        log = "SELECT count(pg_logical_emit_message(false, 'full', repeat('x', 1000000))) FROM generate_series(1, 200)"
+        site.lab.ssh("node1", f'cd /tmp && runuser -u postgres -- psql -q inhouse -c "{log}"', check=False)
+        site.lab.ssh("node1", "cat /dev/zero > /var/lib/filler.3", check=False)
+        awaited(lambda: {readiness(site)[book] for book in ("ledger", "audit")} == {"cannot write"})
+        code, told = verdict(site)
+        said = site.play("site.yml", succeeds=False)
+        assert site.ask(budgeted)[0] == 503
+    print(f"\nfull: {load.told()}; {told['failures']}")
+    assert load.seen and load.failures() == []
+    assert code == 1 and all(any(part in line for line in told["failures"]) for part in (
+        "the disk at /var/lib has 0 MiB free", "PostgreSQL does not answer", "can't write its ledger and audit", "no key could be made"))
+    assert "the disk at /var/lib has 0 GiB free" in said and site.changed(said) == {"node1": 0}
+    began = time.monotonic()
+    site.lab.ssh("node1", "rm /var/lib/filler.*")
+    awaited(lambda: readiness(site)["ready"])
+    print(f"\nfreed: ready again after {time.monotonic() - began:.0f} s")
+    awaited(lambda: counted(site, "full") == before + len(load.seen))
+    assert site.lab.ssh("node1", "inhouse audit verify >/dev/null && echo whole").strip() == "whole"
+    assert verdict(site)[0] == 0 and site.ask(budgeted)[0] == 200
+
+
+def readiness(site) -> dict:
+    """What the router says of itself; nothing where it does not answer."""
+    code = ("import urllib.request as u, urllib.error as e\ntry: r = u.urlopen('http://" + site.lab.address("node1") + ":8000/readyz')\n"
+            "except e.HTTPError as x: r = x\nprint(r.read().decode())")
+    return json.loads(site.lab.ssh("node1", f'python3 -c "{code}"'))
+
+
+def counted(site, caller: str) -> int:
+    """How many requests of a caller the ledger has."""
+    query = f"SELECT count(DISTINCT request_id) FROM ledger WHERE caller = '{caller}'"
+    said = site.lab.ssh("node1", f'cd /tmp && runuser -u postgres -- psql -XAtq inhouse -c "{query}"', check=False).strip()
+    return int(said or -1)

@@ -21,6 +21,19 @@ def test_a_second_run_changes_nothing(fleet):
     assert set(fleet.changed(fleet.play("site.yml", "--check", "--diff")).values()) == {0}
 
 
+def test_check_mode_says_what_would_change(fleet):
+    """Another setting: as many changes as the run itself then makes, which the machines do not see before."""
+    settings = json.dumps({"base_journal_days": 30, "firewall_client_networks": ["10.0.0.0/8"]})
+    setting = ("site.yml", "--tags", "base,firewall", "-e", settings)
+    there = "cat /etc/systemd/journald.conf.d/60-inhouse.conf /etc/inhouse/firewall.nft"
+    before = fleet.lab.ssh("node1", there)
+    would = fleet.changed(fleet.play(*setting, "--check", "--diff"))
+    assert fleet.lab.ssh("node1", there) == before and min(would.values()) > 0
+    assert fleet.changed(fleet.play(*setting)) == would and fleet.lab.ssh("node1", there) != before
+    fleet.play("site.yml", "--tags", "base,firewall")
+    assert fleet.lab.ssh("node1", there) == before
+
+
 def test_only_ssh_and_the_tls_endpoint_are_reachable(fleet):
     """From outside, every other port of every machine is silent."""
     found = {name: fleet.reachable(name) for name in ("node1", "node2", "node3")}

@@ -9,10 +9,11 @@ GROUPS = {"head": ["n1"], "router": ["n1"], "data": ["n1"], "gpu_nodes": ["n1"]}
 FACTS = {"distribution": "Debian", "distribution_major_version": "12", "distribution_version": "12.8", "architecture": "x86_64",
          "service_mgr": "systemd", "python": {"version": {"major": 3, "minor": 11}}, "memtotal_mb": 16000}
 RELEASES, ENVIRONMENTS = "/opt/inhouse/releases/r", "/opt/inhouse/environments/e"
+HEADING, GIB = "Avail File Mounted on", 1 << 30
 WELL = {
     "ansible_facts": FACTS,
     "inhouse_ip": "10.0.0.1",
-    "__preflight_disk": {"stdout_lines": ["Avail", str(50 << 30), str(50 << 30)]},
+    "__preflight_disk": {"stdout_lines": [HEADING, f"{50 * GIB} /opt /", f"{50 * GIB} /var/lib /", f"{3 * GIB} /var/lib/postgresql /pg"]},
     "__preflight_avx2": {"rc": 0},
     "__preflight_listeners": {"stdout_lines": ["LISTEN 0 128 0.0.0.0:22 0.0.0.0:*"]},
     "__preflight_installed": {"stat": {"exists": False}},
@@ -25,7 +26,10 @@ ILL = {
     "no systemd": ({"ansible_facts": FACTS | {"service_mgr": "openrc"}}, "is not started by systemd"),
     "another Python": ({"ansible_facts": FACTS | {"python": {"version": {"major": 3, "minor": 13}}}}, "set release_python to it"),
     "no address": ({"inhouse_ip": "node1.example"}, "`node1.example` is no IPv4 address; set inhouse_ip"),
-    "too small a disk": ({"__preflight_disk": {"stdout_lines": ["Avail", str(50 << 30), str(4 << 30)]}}, "4 GiB are free under /opt"),
+    "too small a disk": ({"__preflight_disk": {"stdout_lines": [HEADING, f"{50 * GIB} /opt /", f"{4 * GIB} /var/lib /var"]}},
+                         "the disk at /var has 4 GiB free and 10 are needed"),
+    "a full disk of the database's": ({"__preflight_disk": {"stdout_lines": [HEADING, f"{50 * GIB} /opt /", "9 /var/lib/postgresql /pg"]}},
+                                      "the disk at /pg has 0 GiB free and 2 are needed"),
     "little memory": ({"ansible_facts": FACTS | {"memtotal_mb": 2000}}, "has 2000 MiB of memory; models need 4 GiB"),
     "an old processor": ({"__preflight_avx2": {"rc": 1}}, "its CPU has no AVX2"),
     "a port in use": ({"__preflight_listeners": {"stdout_lines": ["LISTEN 0 5 0.0.0.0:443 0.0.0.0:*"]}}, "something listens on port 443"),
@@ -33,7 +37,7 @@ ILL = {
     "no certificate": ({"edge_certificate": "/none.crt", "edge_key": "k"}, "edge_certificate /none.crt is no file on the controller"),
     "a missing secret": ({"edge_certificate": __file__}, "edge_certificate has no key; put edge_key into a vault"),
     "a half-finished run with little room": (
-        {"__preflight_disk": {"stdout_lines": ["Avail", str(4 << 30)]}, "__preflight_installed": {"stat": {"exists": True}},
+        {"__preflight_disk": {"stdout_lines": [HEADING, f"{4 * GIB} /opt /"]}, "__preflight_installed": {"stat": {"exists": True}},
          "__preflight_parts": {"stdout_lines": [f"{ENVIRONMENTS} half", f"{RELEASES} whole"]}}, "10 are needed"),
     "what is wrong with cards": ({"gpu_wrong": ["has an unknown card"]}, "has an unknown card"),
 }
@@ -83,19 +87,29 @@ def test_an_earlier_run_that_did_not_end_is_noted(told):
     assert told["half"] == {"failures": [], "notes": [f"an earlier run did not end: {RELEASES} is incomplete; site.yml installs it anew"]}
 
 
-@pytest.mark.parametrize("name", INVENTORIES)
-def test_a_wrong_inventory_is_told(tmp_path, name):
-    """A single fault is a single failure, with what to do; and whether machines can be looked at at all."""
-    groups, variables, said = INVENTORIES[name]
+def asked(folder, groups, variables):
+    """(failures, whether machines can be looked at at all) of an inventory."""
     root = ROLES.parents[1]
     own = {"release_catalog": f"{root}/serving/models.yaml", "router_routes": f"{root}/routing/routes.yaml",
            "release_requirements": f"{root}/requirements/cpu.txt"}
     used = {host for names in groups.values() for host in names}
     hosts = {host: own | {"inhouse_ip": f"10.0.0.{host[1]}"} | variables.get(host, {}) for host in used}
-    copy = {"content": "{{ [preflight_inventory, preflight_has_groups] | to_json }}", "dest": f"{tmp_path}/told"}
-    play(tmp_path, [{"tasks": [{"ansible.builtin.include_role": {"name": "preflight", "tasks_from": "inventory"}},
-                               {"ansible.builtin.copy": copy, "run_once": True}]}], hosts, groups)
-    failures, has_groups = json.loads((tmp_path / "told").read_text())
+    copy = {"content": "{{ [preflight_inventory, preflight_has_groups] | to_json }}", "dest": f"{folder}/told"}
+    play(folder, [{"tasks": [{"ansible.builtin.include_role": {"name": "preflight", "tasks_from": "inventory"}},
+                             {"ansible.builtin.copy": copy, "run_once": True}]}], hosts, groups)
+    return json.loads((folder / "told").read_text())
+
+
+def test_a_router_may_have_a_machine_of_its_own(tmp_path):
+    """Neither head nor worker nor database: nothing is wrong with that."""
+    assert asked(tmp_path, GROUPS | {"router": ["n2"]}, {}) == [[], True]
+
+
+@pytest.mark.parametrize("name", INVENTORIES)
+def test_a_wrong_inventory_is_told(tmp_path, name):
+    """A single fault is a single failure, with what to do."""
+    groups, variables, said = INVENTORIES[name]
+    failures, has_groups = asked(tmp_path, groups, variables)
     assert len(failures) == 1 and said in failures[0] and has_groups == (name != "no router")
 
 

@@ -18,15 +18,16 @@ WELL = {
     "__validate_active": {"stdout_lines": ["active"] * 6},
     "__validate_clock": {"stdout": "1000 999"},
     "__validate_chrony": {"rc": 0},
-    "__validate_disk": {"stdout_lines": ["Avail", str(9 << 30), str(3 << 30), str(3 << 30)]},
+    "__validate_disk": {"stdout_lines": ["Avail Mounted on", f"{9 << 30} /", f"{9 << 30} /", f"{3 << 30} /var/log"]},
+    "__validate_database": {"rc": 0},
     "__validate_certificate": {"rc": 0},
     "__validate_rules": {"rc": 0, "stdout": "chain input { policy drop; }"},
-    "__validate_current": {"stat": {"lnk_source": "/opt/inhouse/releases/1"}},
+    "__validate_links": {"results": [{"stat": {"lnk_source": f"/opt/inhouse/releases/{name}"}} for name in ("1", "2")]},
     "__validate_ray": {"results": [{"stat": {"mtime": 9.0}}, {"stat": {"mtime": 8.0}}, {"stat": {"exists": False}}]},
     "__validate_backups": {"matched": 1},
-    "__validate_ready": {"status": 200, "json": {"models": {"m": True}}},
+    "__validate_ready": {"status": 200, "json": {"models": {"m": True}, "ledger": "ok", "audit": "ok"}},
     "__validate_read": {"results": [{"content": "bW9kZWxzOiBbe25hbWU6IG19XQ=="}, {"content": ""}]},
-    "__validate_made": {"stdout": "ihk_x\n"},
+    "__validate_made": {"rc": 0, "stdout": "ihk_x\n"},
     "__validate_seen": {"stdout": json.dumps({"open": [22, 443], "days_left": 300, "models": {"m": "ok"}})},
     "inhouse_ip": "10.0.0.1",
 }
@@ -34,13 +35,16 @@ ILL = {
     "__validate_active": ({"stdout_lines": ["active", "failed", *["active"] * 5]}, "inhouse-cell not active (failed)"),
     "__validate_clock": ({"stdout": "1000 900"}, "its clock is 100 s from the controller"),
     "__validate_chrony": ({"rc": 1}, "chrony has no time source"),
-    "__validate_disk": ({"stdout_lines": ["Avail", str(9 << 30), str(1 << 30), str(3 << 30)]}, "1 GiB are free"),
+    "__validate_disk": ({"stdout_lines": ["Avail Mounted on", f"{9 << 30} /", f"{1 << 30} /pg", f"{1 << 30} /pg"]},
+                        "the disk at /pg has 1024 MiB free, 2 GiB"),
+    "__validate_database": ({"rc": 2, "stdout": "no response"}, "PostgreSQL does not answer (no response)"),
     "__validate_certificate": ({"rc": 1}, "node.crt is missing or ends within 21 days"),
     "__validate_rules": ({"rc": 1, "stdout": ""}, "no table inet inhouse"),
-    "__validate_current": ({"stat": {"exists": False}}, "runs release none"),
+    "__validate_links": ({"results": [{"stat": {"exists": False}}] * 2}, "runs release none"),
     "__validate_ray": ({"results": [{"stat": {"mtime": 7.0}}, {"stat": {"mtime": 8.0}}]}, "run upgrade.yml"),
     "__validate_backups": ({"matched": 0}, "no backup is younger than 26 hours"),
-    "__validate_ready": ({"status": 503, "json": {"models": {"m": False}}}, "not ready: m"),
+    "__validate_ready": ({"status": 503, "json": {"models": {"m": False}, "ledger": "cannot write", "audit": "ok"}}, "not ready: m"),
+    "__validate_made": ({"rc": 1, "stdout": ""}, "no key could be made"),
     "__validate_seen": ({"stdout": json.dumps({"open": [22, 443, 6379], "days_left": None, "models": {"m": "refused"}})}, "m: refused"),
 }
 
@@ -64,6 +68,7 @@ def test_each_thing_that_is_wrong_is_told(judge):
     assert well == []
     for (name, (_, said)), found in zip(ILL.items(), ill, strict=True):
         assert any(said in line for line in found), (name, found)
+    assert any("can't write its ledger and keeps" in line for found in ill for line in found)
     assert any("port 6379 answers the controller" in line for line in ill[-1]) and any("with no days left" in line for line in ill[-1])
 
 
