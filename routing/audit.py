@@ -17,7 +17,8 @@ _HELD = 100_000  # entries kept while the disk refuses, before the oldest are gi
 class Audit:
     """Takes entries from the request path; `flush` appends them to the chain. It is the ledger's `first`, so every 50 ms, in its thread.
 
-    With each request's entry appended before its ledger row, no row is ever there without its entry, also after `kill -9`.
+    With each request's entry appended before its ledger row, no row is ever there without its entry, also after `kill -9`, as long as the
+    log can be written.
     """
 
     def __init__(self, place: Place) -> None:

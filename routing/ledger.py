@@ -57,7 +57,8 @@ _MOST_ROWS = 512  # in one statement: 12,288 values; SQLite takes 32,766, Postgr
 class Ledger:
     """Takes rows from the request path and writes them. `first` is called every 50 ms before what there is, `also` with it after.
 
-    `first` is where the audit log is written: a row whose audit entry was appended before it is never in the database without it.
+    `first` is where the audit log is written: a row whose audit entry was appended before it is never in the database without it. Where
+    that log can't be written, rows don't wait for it: what a kill then loses of it shows as missing against the ledger.
     """
 
     def __init__(

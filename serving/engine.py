@@ -119,6 +119,8 @@ def environment(spec: Spec) -> dict[str, str]:
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # several models share the cores
             "OMP_NUM_THREADS": str(max(1, math.ceil(spec.cpus))),
             "GLOO_SOCKET_IFNAME": "lo",
+            # Huge pages for weights and cache: 3 to 10% more tokens a second at 0.7 billion parameters on two cores (2026-11-30).
+            "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"),
         }
     return wanted
 
