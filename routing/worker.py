@@ -143,7 +143,7 @@ class Worker:
 
     async def _learn(self) -> None:
         """Takes in what other processes have written: keys, teams, runs. A database on another machine may be slow, so in a thread."""
-        house = self._house
+        house, is_away = self._house, False
         while True:
             await asyncio.sleep(_TICK_S)
             try:
@@ -151,7 +151,13 @@ class Worker:
                 await house.runs.look()
                 house.underway.end(house.runs.killed)
             except (SQLAlchemyError, OSError) as error:  # the keys and runs that are known stay in force
-                log.warning("the database can't be read (%s); going on with what is known", type(error).__name__)
+                if not is_away:
+                    log.warning("the database can't be read (%s); going on with what is known", type(error).__name__)
+                is_away = True
+                continue
+            if is_away:
+                log.warning("the database can be read again")
+            is_away = False
 
     async def _watch_paces(self) -> None:
         """Looks now and then for runs that spend much faster than others of their task."""
