@@ -107,11 +107,6 @@ def test_an_adapter_answers_under_its_own_name(cell: Cell) -> None:
     assert base[1]["choices"][0]["text"] != adapted[1]["choices"][0]["text"]
 
 
-def test_an_engine_on_cpus_asks_for_huge_pages(cell: Cell) -> None:
-    """glibc reads that when a program starts: the engine's process has it from its replica."""
-    assert b"GLIBC_TUNABLES=glibc.malloc.hugetlb=1\0" in Path(f"/proc/{_engine_pid(_pid(cell, 'alpha'))}/environ").read_bytes()
-
-
 def test_status_tells_memory_models_and_load(cell: Cell) -> None:
     """And the whole of it stays within the 5 GB that a laptop is asked for."""
     now = status(cell.home)

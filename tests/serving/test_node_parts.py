@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from serving import processes
+from serving.engine import Spec, environment
 from serving.haproxy import write_wrapper
 from serving.sockets import Listener, free_ports, held_by, listeners, owner
 from serving.status import counters
@@ -93,3 +96,17 @@ def test_counters_are_added_up_over_labels() -> None:
     """vLLM writes one sample per engine and reason."""
     text = '# HELP x\nvllm:num_requests_running{engine="0"} 2.0\nvllm:num_requests_running{engine="1"} 1.0\nother 5\n'
     assert counters(text) == {"vllm:num_requests_running": 3.0}
+
+
+@pytest.mark.parametrize(("gpus", "mib", "asks"), [(0, 300, True), (0, 2, False), (1, 300, False)])
+def test_an_engine_on_cpus_asks_for_huge_pages_where_its_weights_are_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, mib: int, asks: bool
+) -> None:
+    """A person's own settings of glibc stay."""
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.truncate(mib << 20)
+    spec = Spec(name="m", folder=str(tmp_path), engine={}, adapters={}, gpus=gpus, cpus=1, cache="c", release="")
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    assert environment(spec).get("GLIBC_TUNABLES") == ("glibc.malloc.hugetlb=1" if asks else None)
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=1")
+    assert environment(spec).get("GLIBC_TUNABLES") == ("glibc.malloc.check=1" if asks else None)
