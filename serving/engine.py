@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+_LARGE_BYTES = 1 << 28  # of weights: from here on huge pages pay; for less they only make the engine's process larger
 # What inhouse wants unless the catalog says otherwise. Prompts are never logged (vLLM's default too); usage is counted per request.
 # Its scheduler sorts by priority, so that batch keys of the router stand back; among equals the earlier goes first, as without.
-_LARGE_BYTES = 1 << 28  # of weights: from here on huge pages pay; for less they only make the engine's process larger
 _DEFAULTS: Mapping[str, Any] = {
     "disable_fastapi_docs": True,
     "enable_prompt_tokens_details": True,

@@ -183,16 +183,15 @@ async def test_a_database_that_is_away_does_not_stop_answers(start_router, chat,
 
 async def test_a_worker_that_dies_while_a_wrong_file_is_there_comes_back_with_the_right_one(pair, chat, wait_until):
     """Its successor can't start; the other worker answers all the while, and both are there again once the file is put right."""
-    router = pair
-    routes = router.home / "routes.yaml"
+    routes = pair.home / "routes.yaml"
     right = routes.read_text()
-    first, second = wait_until(lambda: len(found := router.workers()) == 2 and found)
-    await asyncio.sleep(router.started + 21 - time.monotonic())  # it has settled: at its first start a wrong file ends it
+    first, second = wait_until(lambda: len(found := pair.workers()) == 2 and found)
+    await asyncio.sleep(pair.started + 21 - time.monotonic())  # it has settled: at its first start a wrong file ends it
     routes.write_text("tasks: nonsense")
     os.kill(first, signal.SIGKILL)
-    wait_until(lambda: "a worker ended (3)" in router.log.read_text(), 60)
-    await served(router, chat)
-    assert router.process.poll() is None and second in router.workers()
+    wait_until(lambda: "a worker ended (3)" in pair.log.read_text(), 60)
+    await served(pair, chat)
+    assert pair.process.poll() is None and second in pair.workers()
     routes.write_text(right)
-    wait_until(lambda: len(found := router.workers()) == 2 and first not in found and second in found, 60)
-    await served(router, chat)
+    wait_until(lambda: len(found := pair.workers()) == 2 and first not in found and second in found, 60)
+    await served(pair, chat)
