@@ -131,6 +131,18 @@ def test_a_full_disk_is_said_before_anything_changes(fleet):
     assert set(fleet.changed(said).values()) == {0}
 
 
+def test_models_that_a_disk_has_no_room_for_are_not_copied(fleet):
+    """A disk of their own that is too small for them: the play names it, what they take and what to do, and copies nothing."""
+    store = "/var/lib/inhouse/models"
+    fleet.lab.ssh("node2", f"mount -t tmpfs -o size=1m tmpfs {store}")
+    try:
+        said = fleet.play("site.yml", "--tags", "models", "-e", "preflight_spare_gib=0", succeeds=False)
+        assert fleet.lab.ssh("node2", f"ls {store}").split() == []
+    finally:
+        fleet.lab.ssh("node2", f"umount {store}")
+    assert f"the disk at {store} has 1 MiB free" in said and "take models out of models.yaml" in " ".join(said.split())
+
+
 def test_an_unreachable_machine_is_said_before_anything_changes(fleet):
     """A machine without power: the verdict names it, and the others were not touched."""
     fleet.lab.stop("node3")
