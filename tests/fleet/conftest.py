@@ -25,8 +25,8 @@ from load import Load
 ANSIBLE = Path(__file__).parents[2] / "ansible"
 SOURCES = ("ansible", "serving", "routing", "evals", "requirements", "inhouse.py", "pyproject.toml", "README.md", "LICENSE")
 PACKAGES = ("acl", "ca-certificates", "haproxy", "libnuma1", "nftables", "openssl", "postgresql", "python3-venv", "rsync")
-ASKED = [22, 80, 443, 3000, 5000, 5432, 5443, 6379, *range(6800, 6806), 8000, 8100, 8265, 8404, 8443, 8500, 8801, 8802, 9090, 9093, 9100,
-         9101, 9400, 10001, 44217, 44227, *range(11000, 12000), *range(30000, 30010)]
+ASKED = [22, 80, 443, 3000, 5000, 5001, 5432, 5443, 6379, *range(6800, 6806), 8000, 8100, 8265, 8404, 8443, 8500, 8801, 8802, 9090, 9093,
+         9100, 9101, 9400, 10001, 44217, 44227, *range(11000, 12000), *range(30000, 30010)]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -173,6 +173,20 @@ def test_mlflow_keeps_a_run_for_who_has_the_password(site):
     assert site.lab.ssh("node1", "find /var/lib/inhouse/mlflow/artifacts -path '*cases/one.txt' | wc -l").strip() == "1"
 
 
+def test_an_unhardened_mlflow_shows_itself(site):
+    """The test before can fail: one that is started as its manual says, with no firewall before it, tells everybody of its experiments."""
+    bare = ("systemd-run -q --unit=bare-mlflow -E HOME=/tmp -p RuntimeMaxSec=400 /opt/inhouse/current/bin/python -m mlflow server "
+            "--host 0.0.0.0 --port 5001 --workers 1 --backend-store-uri sqlite:////tmp/bare.db")
+    site.lab.ssh("node1", f"{bare}; systemctl stop nftables-inhouse")
+    try:
+        awaited(lambda: 5001 in site.reachable("node1"))
+        search = f"http://{site.lab.address('node1')}:5001/api/2.0/mlflow/experiments/search?max_results=1"
+        with urllib.request.urlopen(search, timeout=60) as answer:
+            assert answer.status == 200 and "experiments" in json.load(answer)
+    finally:
+        site.lab.ssh("node1", "systemctl start nftables-inhouse; systemctl stop bare-mlflow")
+
+
 def test_a_notebook_opens_for_its_own_user_alone(site):
     """403 without a token and with another user's; no path leads to what is nobody's; each kernel runs the bundle's environment."""
     url = f"https://{site.lab.address('node1')}:8443"
