@@ -6,6 +6,7 @@ import base64
 import json
 import ssl
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -41,7 +42,8 @@ def carried(tmp_path_factory, place):
     if (folder / "ready").exists():
         return folder
     began, build = time.monotonic(), lab.CACHE / "build"
-    made = run(Path(__file__).parents[2] / "ansible", "ansible-playbook", "bundle.yml", "-e", f"release_build={build}")
+    program = Path(sys.executable).parent / "ansible-playbook"
+    made = run(Path(__file__).parents[2] / "ansible", program, "bundle.yml", "-e", f"release_build={build}")
     newest = max(build.glob("inhouse-bundle-*.tar"), key=lambda path: path.stat().st_mtime)
     print(f"\nbundle: {newest.stat().st_size / 1e9:.2f} GB, made in {time.monotonic() - began:.0f} s")
     assert str(newest.name) in made
