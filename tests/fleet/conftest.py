@@ -96,7 +96,7 @@ class Fleet:
             except OSError:
                 return False
 
-        with ThreadPoolExecutor(100) as pool:
+        with ThreadPoolExecutor(400) as pool:
             return [port for port, is_open in zip(ASKED, pool.map(knock, ASKED), strict=True) if is_open]
 
     def load(self, key: str) -> Any:
@@ -144,9 +144,10 @@ def kept(folder: Path) -> Path:
 
 @contextmanager
 def provisioned(folder: Path, groups: dict[str, list[str]], *, packages: tuple[str, ...] = PACKAGES, ansible: Path = ANSIBLE,
-                python: Path = Path(sys.executable), variables: Callable[[Any], dict[str, Any]] = lambda _: {}) -> Iterator[Fleet]:
+                python: Path = Path(sys.executable), variables: Callable[[Any], dict[str, Any]] = lambda _: {},
+                roles: str = "all") -> Iterator[Fleet]:
     """Machines booted and provisioned, which end with the block. They have no way out: everything comes from the controller and the base
-    image's package cache. `variables` are the administrator's, given the lab.
+    image's package cache. `variables` are the administrator's, given the lab; `roles` are tags of `site.yml`.
     """
     if reason := lab.missing():
         pytest.fail(f"can't boot nodes here ({reason}); on Debian as root: apt install mmdebstrap systemd-container nftables iproute2")
@@ -159,7 +160,7 @@ def provisioned(folder: Path, groups: dict[str, list[str]], *, packages: tuple[s
         (folder / "group_vars").mkdir(exist_ok=True)
         (folder / "group_vars/all.yml").write_text(yaml.safe_dump(variables(machines)))
         if not (folder / "provisioned").exists():
-            print(f"\n{folder.name}, bare to answering: {fleet.times(fleet.play('site.yml'))}")
+            print(f"\n{folder.name}, bare to answering: {fleet.times(fleet.play('site.yml', '--tags', roles))}")
             (folder / "provisioned").touch()
         yield fleet
     finally:
