@@ -188,7 +188,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         yield fleet
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """Two machines: node1 is all but the router, which has a machine of its own."""
     groups = {"head": ["node1"], "data": ["node1"], "gpu_nodes": ["node1"], "router": ["node2"]}
