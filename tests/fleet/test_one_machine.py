@@ -68,3 +68,11 @@ def test_its_certificate_is_its_own_authority_s(machine):
                                        "openssl x509 -in /etc/inhouse/tls/node.crt -noout -ext subjectAltName")
     assert "node.crt: OK" in checked and f"IP Address:{machine.lab.address('node1')}" in checked
     assert "denied" in machine.lab.ssh("node1", "setpriv --reuid nobody --clear-groups cat /etc/inhouse/tls/node.key 2>&1 || true")
+
+
+def test_check_mode_goes_through_on_a_machine_without_anything(machine):
+    """It says what a new machine would get, handlers of units that are not there yet included, and leaves it bare."""
+    machine.lab.up(2)
+    machine.with_groups(**{group: ["node1"] for group in GROUPS} | {"gpu_nodes": ["node1", "node2"]})
+    assert machine.changed(machine.play("site.yml", "--tags", ROLES, "--check"))["node2"] > 10
+    assert machine.lab.ssh("node2", "ls -d /etc/inhouse /opt/inhouse /etc/systemd/system/*inhouse* 2>/dev/null", check=False) == ""
