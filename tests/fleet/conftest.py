@@ -150,7 +150,7 @@ def provisioned(folder: Path, groups: dict[str, list[str]], *, packages: tuple[s
     image's package cache. `variables` are the administrator's, given the lab; `roles` are tags of `site.yml`.
     """
     if reason := lab.missing():
-        pytest.fail(f"can't boot nodes here ({reason}); on Debian as root: apt install mmdebstrap systemd-container nftables iproute2")
+        pytest.fail(f"can't boot nodes here: {reason}")
     folder = kept(folder)
     machines = lab.Lab(folder / "lab", lab.base_image(packages))
     try:

@@ -31,7 +31,7 @@ def missing() -> str:
     if os.geteuid():
         return "not root"
     programs = [name for name in ("systemd-nspawn", "mmdebstrap", "nft", "ssh", "ip") if shutil.which(name) is None]
-    return f"not installed: {' '.join(programs)}" if programs else ""
+    return f"not installed: {' '.join(programs)}; on Debian: apt install mmdebstrap systemd-container nftables iproute2" if programs else ""
 
 
 def base_image(packages: tuple[str, ...], suite: str = "bookworm") -> Path:

@@ -5,10 +5,11 @@ from contextlib import contextmanager
 
 import lab
 import pytest
+from rehearsal import read
 
 pytestmark = pytest.mark.slow
 GROUPS = ("head", "gpu_nodes", "router", "data")
-PACKAGES = ("acl", "ca-certificates", "libnuma1", "nftables", "openssl", "python3-venv", "rsync")
+PACKAGES = tuple(read("base", "defaults/main.yml")["base_packages"])
 ROLES = "base,firewall,pki"
 
 
@@ -22,7 +23,7 @@ def machine(tmp_path_factory, provision):
         except AssertionError as error:
             reason = str(error)
     if reason:
-        pytest.skip(f"NO MACHINE WAS BOOTED ({reason}); on Debian as root: apt install mmdebstrap systemd-container nftables iproute2")
+        pytest.skip(f"NO MACHINE WAS BOOTED: {reason}")
     with provision(tmp_path_factory.mktemp("one"), {group: ["node1"] for group in GROUPS}, packages=PACKAGES, roles=ROLES) as fleet:
         yield fleet
 
